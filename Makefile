@@ -1,0 +1,41 @@
+# Everything runs in .venv, which `setup` makes once; its stamp depends on the files that name the packages.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup smoke test check fmt bench gpu clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and alone: with it in place nothing else pulls another build.
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,smoke]'
+	touch $@
+
+smoke: setup
+	$(BIN)/python launch/smoke.py launch/configs/smoke.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m pytest tests/bench -s --timeout=1800
+
+gpu: setup
+	$(BIN)/python -m pytest tests/gpu -s --timeout=1800
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,1 @@
+"""Encoded units to a trained model: batch, loss, step, checkpoint, export. The torchrun side; never imports Ray."""

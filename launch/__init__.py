@@ -1,0 +1,1 @@
+"""Entry points: the only folder that parses configs, prints to people or knows a cluster."""

@@ -1,0 +1,115 @@
+"""TOML files and `key.path=value` overrides to one frozen, checked tree of settings.
+
+`extends = "base.toml"` lays a file over another; `${section.key}` inside a string stands for that setting.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, missing or wrong; the message starts with its path."""
+
+
+def load(kind: type[T], path: Path, overrides: list[str]) -> T:
+    """The settings of type `kind` in the file at `path`, with `overrides` laid over them."""
+    tree = read(path)
+    for item in overrides:
+        override(tree, item)
+    return build(kind, fill(tree, tree))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The table at `path`, laid over the file that its `extends` names."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    base = table.pop("extends", None)
+    return merge(read(path.parent / base), table) if base else table
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, table by table."""
+    nested = {key for key in base.keys() & top.keys() if isinstance(base[key], dict) and isinstance(top[key], dict)}
+    return base | top | {key: merge(base[key], top[key]) for key in nested}
+
+
+def override(tree: dict[str, Any], item: str) -> None:
+    """Set one `key.path=value` in `tree`; the value is TOML, a bare word is a string."""
+    path, equals, text = item.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {item!r}: write it as key.path=value")
+    *parents, last = path.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {item!r}: {name} is a value, not a table")
+    try:
+        tree[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[last] = text
+
+
+def fill(value: Any, tree: dict[str, Any]) -> Any:
+    """`value` with every `${section.key}` in its strings replaced by that setting of `tree`."""
+    if isinstance(value, dict):
+        return {key: fill(item, tree) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, tree) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(match[1], tree)), value)
+    return value
+
+
+def _lookup(path: str, tree: Any) -> Any:
+    for name in path.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            raise ConfigError(f"${{{path}}}: no such setting")
+        tree = tree[name]
+    return tree
+
+
+def build(kind: type[T], tree: dict[str, Any]) -> T:
+    """`tree` as a `kind`; every wrong setting is named in one ConfigError, a line each."""
+    try:
+        # Through JSON: its strict mode turns lists into tuples and strings into paths, and coerces nothing else.
+        return kind.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        lines = [_said(kind, item) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _said(kind: type[BaseModel], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _names(kind, item["loc"][:-1]), 1)
+        return f"{path}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if item["type"] == "missing":
+        return f"{path}: required, not set"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
+
+
+def _names(kind: Any, parents: tuple[Any, ...]) -> list[str]:
+    for name in parents:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field else None
+    return list(getattr(kind, "model_fields", {}))
+
+
+def show(config: BaseModel) -> str:
+    """The resolved tree as indented JSON."""
+    return config.model_dump_json(indent=2)

@@ -1,0 +1,143 @@
+"""What is said between trainers, workers and the coordinator: JSON over Arrow Flight, a deadline on every call.
+
+The coordinator only answers: it knows which units are wanted, leased and held where, never what is in them.
+
+    worker  -> coordinator   action "lease"     Lease     -> Granted    units to encode, those to forget
+    worker  -> coordinator   action "register"  Register  -> Answer     a unit is ready at the worker's address
+    trainer -> coordinator   action "hello"     Hello     -> Welcome    who trains; an older incarnation is refused
+    trainer -> coordinator   action "locate"    Locate    -> Located    waits up to wait_s for a unit to be ready
+    trainer -> coordinator   action "ack"       Ack       -> Answer     units through a step are no longer needed
+    trainer -> coordinator   action "lost"      Lost      -> Answer     a holder did not deliver; lease it again
+    anyone  -> coordinator   action "status"    {}        -> dict       counters for people
+    trainer -> worker        do_get(UnitId)               -> one record batch (see unit.py)
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from producer.api.unit import UnitId
+
+T = TypeVar("T")
+
+# The header that carries the fleet's token on every call.
+TOKEN_HEADER = "authorization"
+
+
+class ProtocolError(ValueError):
+    """A message is not one this side knows."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker asks for up to `room` units; asking is also its heartbeat. `holding` lets a new coordinator relearn."""
+
+    worker: str
+    address: str
+    plan: str
+    room: int
+    holding: tuple[UnitId, ...] = ()
+
+
+@dataclass(frozen=True)
+class Granted:
+    units: tuple[UnitId, ...]
+    forget: tuple[UnitId, ...]
+    wait_s: float
+
+
+@dataclass(frozen=True)
+class Register:
+    """A worker holds a unit: its size, its samples and those it had to leave out."""
+
+    worker: str
+    address: str
+    plan: str
+    unit: UnitId
+    bytes: int
+    samples: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A trainer starts or resumes at `step`; `incarnation` grows with every start of it."""
+
+    trainer: str
+    incarnation: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a trainer must know of the plan: units a step, validation units, and the encoder's fingerprint."""
+
+    plan: str
+    units: int
+    validation_units: int
+    encoder: str
+
+
+@dataclass(frozen=True)
+class Locate:
+    trainer: str
+    incarnation: int
+    unit: UnitId
+    wait_s: float
+
+
+@dataclass(frozen=True)
+class Located:
+    """`address` is empty while the unit is not ready; ask again."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Training units of steps up to and including `through` are no longer needed."""
+
+    trainer: str
+    incarnation: int
+    through: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    unit: UnitId
+    address: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    accepted: bool
+    reason: str = ""
+
+
+def encode(message: object) -> bytes:
+    """A message as JSON."""
+    return json.dumps(asdict(message)).encode()  # type: ignore[call-overload]
+
+
+def decode(kind: type[T], raw: bytes) -> T:
+    """The message of type `kind` in `raw`; ProtocolError names what is missing or unknown."""
+    try:
+        said = json.loads(raw)
+    except ValueError as error:
+        raise ProtocolError(f"{kind.__name__}: not JSON ({error})") from None
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(said, dict) or said.keys() - names:
+        unknown = sorted(said.keys() - names) if isinstance(said, dict) else said
+        raise ProtocolError(f"{kind.__name__}: unknown fields {unknown}; it has {sorted(names)}")
+    try:
+        return kind(**{name: _units(name, value) for name, value in said.items()})
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"{kind.__name__}: {error}") from None
+
+
+def _units(name: str, value: Any) -> Any:
+    if name == "unit":
+        return UnitId(*value)
+    if name in ("units", "forget", "holding") and isinstance(value, list):
+        return tuple(UnitId(*item) for item in value)
+    return value

@@ -1,0 +1,211 @@
+"""A unit: the encoded samples of one bucket that a trainer rank pulls and trains on together.
+
+It travels and rests as one Arrow record batch, a row a sample. Each row ends in a checksum of all that it holds,
+since neither Arrow nor a transport notices a flipped bit. `pack` and `unpack` are the only writers and readers.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+VERSION = 1
+
+_REFERENCE = pa.struct(
+    [
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("mean", pa.large_binary()),
+        ("logvar", pa.large_binary()),
+    ]
+)
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the sample's name in the index
+        ("source", pa.string()),  # provenance: which configured source it came from
+        ("shard", pa.string()),  # provenance: the file inside that source
+        ("task", pa.string()),  # t2i now; ti2i and i2i carry references
+        ("split", pa.string()),  # which caption it is: raw, recaption, fused
+        ("caption", pa.string()),
+        ("height", pa.int32()),  # pixels
+        ("width", pa.int32()),
+        ("channels", pa.int32()),  # latent channels
+        ("mean", pa.large_binary()),  # float16 [channels, height / 8, width / 8], posterior mean
+        ("logvar", pa.large_binary()),  # float16, posterior log-variance
+        ("tokens", pa.int32()),  # text tokens
+        (
+            "text",
+            pa.large_binary(),
+        ),  # bfloat16 bits [tokens, e], last hidden state after the template's prefix
+        ("references", pa.list_(_REFERENCE)),  # pictures an edit starts from, with their own sizes
+        ("crc", pa.uint32()),  # of every column before it
+    ]
+)
+
+
+class UnitError(ValueError):
+    """A unit is damaged or of a kind this reader does not know; the message names the unit and the sample."""
+
+
+class UnitId(NamedTuple):
+    """Which unit of the plan: `stream` is "train", "validation" or "empty" (the empty prompt alone)."""
+
+    stream: str
+    step: int
+    unit: int
+
+    def __str__(self) -> str:
+        return f"{self.stream} step {self.step} unit {self.unit}"
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The VAE's posterior of one picture, before normalisation; float16 [c, height / 8, width / 8] each."""
+
+    height: int
+    width: int
+    mean: np.ndarray
+    logvar: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One encoded sample. `text` is uint16 [tokens, e]: the bits of a bfloat16 array."""
+
+    key: str
+    source: str
+    shard: str
+    task: str
+    split: str
+    caption: str
+    latent: Latent
+    text: np.ndarray
+    references: tuple[Latent, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a unit says of itself. `rejected` samples of the plan are missing from it, each for a journaled reason."""
+
+    plan: str
+    unit: UnitId
+    encoder: str
+    rejected: int = 0
+
+
+def pack(header: Header, samples: Sequence[Encoded]) -> pa.RecordBatch:
+    """`samples` as one record batch whose schema carries `header`."""
+    rows = [_row(sample) for sample in samples]
+    said = {field.name: getattr(header, field.name) for field in fields(header)}
+    metadata = {"inkstone.unit": json.dumps({"version": VERSION, **said})}
+    return pa.RecordBatch.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+
+
+def header_of(batch: pa.RecordBatch) -> Header:
+    """The header of a unit, without touching its rows."""
+    raw = (batch.schema.metadata or {}).get(b"inkstone.unit")
+    if raw is None:
+        raise UnitError("not a unit: the record batch carries no inkstone.unit header")
+    said = json.loads(raw)
+    version = said.pop("version", None)
+    if version != VERSION:
+        raise UnitError(f"unit version {version}, this reader knows {VERSION}: use one release on both sides")
+    return Header(**said | {"unit": UnitId(*said["unit"])})
+
+
+def unpack(batch: pa.RecordBatch) -> tuple[Header, list[Encoded]]:
+    """The header and samples of a unit; every checksum, size and value is checked first."""
+    header = header_of(batch)
+    if not batch.schema.equals(SCHEMA):
+        raise UnitError(f"{header.unit}: columns {batch.schema.names} differ from {SCHEMA.names}")
+    return header, [_sample(row, header.unit) for row in batch.to_pylist()]
+
+
+def _row(sample: Encoded) -> dict[str, object]:
+    row: dict[str, object] = {
+        "key": sample.key,
+        "source": sample.source,
+        "shard": sample.shard,
+        "task": sample.task,
+        "split": sample.split,
+        "caption": sample.caption,
+        "channels": sample.latent.mean.shape[0],
+        "tokens": sample.text.shape[0],
+        "text": np.ascontiguousarray(sample.text, "<u2").tobytes(),
+        "references": [_latent_row(reference) for reference in sample.references],
+        **_latent_row(sample.latent),
+    }
+    return row | {"crc": checksum(row)}
+
+
+def _latent_row(latent: Latent) -> dict[str, object]:
+    return {
+        "height": latent.height,
+        "width": latent.width,
+        "mean": np.ascontiguousarray(latent.mean, "<f2").tobytes(),
+        "logvar": np.ascontiguousarray(latent.logvar, "<f2").tobytes(),
+    }
+
+
+def checksum(row: dict[str, object]) -> int:
+    """CRC-32 of a row's values in the schema's order, each with its length before it."""
+    crc = 0
+    for name in SCHEMA.names[:-1]:
+        crc = _fold(row[name], crc)
+    return crc
+
+
+def _fold(value: object, crc: int) -> int:
+    if isinstance(value, list):
+        crc = zlib.crc32(b"list %d" % len(value), crc)
+        for entry in value:
+            for name in _REFERENCE.names:
+                crc = _fold(entry[name], crc)
+        return crc
+    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    return zlib.crc32(raw, zlib.crc32(b"%d:" % len(raw), crc))
+
+
+def _sample(row: dict[str, object], unit: UnitId) -> Encoded:
+    where = f"{unit}, sample {row['key']!r}"
+    if row["crc"] != checksum(row):
+        raise UnitError(f"{where}: checksum differs; the unit was damaged on disk or on the wire")
+    channels, tokens = int(str(row["channels"])), int(str(row["tokens"]))
+    text = np.frombuffer(_bytes(row["text"]), "<u2")
+    if tokens and text.size % tokens:
+        raise UnitError(f"{where}: {text.size} text values are no multiple of {tokens} tokens")
+    references = row["references"] or []
+    assert isinstance(references, list)
+    names = ("key", "source", "shard", "task", "split", "caption")
+    return Encoded(
+        **{name: str(row[name]) for name in names},
+        latent=_latent(row, channels, where),
+        text=text.reshape(tokens, -1) if tokens else text.reshape(0, 0),
+        references=tuple(_latent(entry, channels, where) for entry in references),
+    )
+
+
+def _latent(row: dict[str, object], channels: int, where: str) -> Latent:
+    height, width = int(str(row["height"])), int(str(row["width"]))
+    if height % 16 or width % 16:
+        raise UnitError(f"{where}: a picture of {height}x{width} is no multiple of 16")
+    shape = (channels, height // 8, width // 8)
+    planes = []
+    for name in ("mean", "logvar"):
+        values = np.frombuffer(_bytes(row[name]), "<f2")
+        if values.size != int(np.prod(shape)):
+            raise UnitError(f"{where}: {name} holds {values.size} values, {shape} needs {int(np.prod(shape))}")
+        if not np.isfinite(values).all():
+            raise UnitError(f"{where}: {name} holds NaN or infinity")
+        planes.append(values.reshape(shape))
+    return Latent(height, width, *planes)
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value

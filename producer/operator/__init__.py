@@ -1,0 +1,1 @@
+"""Judgements of raw samples, one file each."""

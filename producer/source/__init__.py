@@ -1,0 +1,1 @@
+"""Readers of raw image-text pairs, one file a kind."""
