@@ -1,0 +1,169 @@
+"""The double-stream block: image and text keep their own weights and meet only in attention.
+
+Names follow diffusers' QwenImageTransformerBlock, so that released checkpoints load as they are.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention import Heads, attend
+from model.layout import Layout
+from model.provider import Provider
+from model.rope import rotate
+
+EPS = 1e-6
+
+
+class Adaln(NamedTuple):
+    """What the timestep says to one stream of one block, [b, d] each, in the order of the released weights' rows."""
+
+    shift_attn: Tensor
+    scale_attn: Tensor
+    gate_attn: Tensor
+    shift_mlp: Tensor
+    scale_mlp: Tensor
+    gate_mlp: Tensor
+
+
+class Owners(NamedTuple):
+    """The sample that each of this rank's rows belongs to, tail rows too."""
+
+    image: Tensor
+    text: Tensor
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, owner: Tensor) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift on tokens [n, d], with the [b, d] rows of each token's sample."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[owner]) + shift[owner]
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor, owner: Tensor) -> Tensor:
+    """x + gate * update on tokens [n, d], with the [b, d] gate row of each token's sample."""
+    return x + gate[owner] * update
+
+
+def pad(x: Tensor, rows: int) -> Tensor:
+    """x with zero rows added at its end until it has `rows`."""
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows - x.shape[0])) if rows > x.shape[0] else x
+
+
+class Attention(nn.Module):
+    """Joint attention of both streams; text projections are the `add_` ones."""
+
+    def __init__(self, width: int, head_dim: int, provider: Provider) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q, self.to_k, self.to_v = (provider.column(width, width) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (provider.column(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([provider.row(width, width)])
+        self.to_add_out = provider.row(width, width)
+        self.norm_q, self.norm_k = provider.head_norm(head_dim, EPS), provider.head_norm(head_dim, EPS)
+        self.norm_added_q, self.norm_added_k = provider.head_norm(head_dim, EPS), provider.head_norm(head_dim, EPS)
+
+    def forward(self, image: Tensor, text: Tensor, layout: Layout, *, last: bool) -> tuple[Tensor, Tensor | None]:
+        """Entered tokens of both streams to their updates, this rank's; the last block's text has none."""
+        i, t = sum(layout.image_lengths), sum(layout.text_lengths)
+        image_heads = Heads(
+            rotate(self.norm_q(self._heads(self.to_q, image, i)), layout.image_cos, layout.image_sin),
+            rotate(self.norm_k(self._heads(self.to_k, image, i)), layout.image_cos, layout.image_sin),
+            self._heads(self.to_v, image, i),
+        )
+        text_q = None if last else self.norm_added_q(self._heads(self.add_q_proj, text, t))
+        text_heads = Heads(
+            None if text_q is None else rotate(text_q, layout.text_cos, layout.text_sin),
+            rotate(self.norm_added_k(self._heads(self.add_k_proj, text, t)), layout.text_cos, layout.text_sin),
+            self._heads(self.add_v_proj, text, t),
+        )
+        text_out, image_out = attend(text_heads, image_heads, layout.text_lengths, layout.image_lengths)
+        update = self.to_out[0](pad(image_out, image.shape[0]))
+        return update, None if last else self.to_add_out(pad(text_out, text.shape[0]))
+
+    def _heads(self, layer: nn.Module, x: Tensor, rows: int) -> Tensor:
+        # Heads are counted from the tensor: a rank that holds a share of the columns sees that share of the heads.
+        return layer(x)[:rows].unflatten(-1, (-1, self.head_dim))
+
+
+class GELU(nn.Module):
+    """A linear and the tanh-approximated GELU, as one named step of the MLP."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.proj = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear; `net.1` is the reference's dropout, kept for the names."""
+
+    def __init__(self, width: int, provider: Provider) -> None:
+        super().__init__()
+        up, down = GELU(provider.column(width, 4 * width)), provider.row(4 * width, width)
+        self.net = nn.ModuleList([up, nn.Identity(), down])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Module):
+    """One double-stream block. `img_mod.1` and `txt_mod.1` are run by the MMDiT ahead of the blocks, not here."""
+
+    def __init__(self, width: int, head_dim: int, provider: Provider, *, last: bool) -> None:
+        super().__init__()
+        self.img_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
+        self.txt_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
+        self.attn = Attention(width, head_dim, provider)
+        self.img_mlp, self.txt_mlp = MLP(width, provider), MLP(width, provider)
+        self.enter, self.last = provider.enter, last
+
+    def forward(
+        self, image: Tensor, text: Tensor, mods: tuple[Adaln, Adaln], owners: Owners, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
+        """This rank's tokens of both streams through the block."""
+        mod_i, mod_t = mods
+        image_in = self.enter(modulate(image, mod_i.scale_attn, mod_i.shift_attn, owners.image))
+        text_in = self.enter(modulate(text, mod_t.scale_attn, mod_t.shift_attn, owners.text))
+        image_update, text_update = self.attn(image_in, text_in, layout, last=self.last)
+        image = add_gated(image, mod_i.gate_attn, image_update, owners.image)
+        image = self._mlp(self.img_mlp, image, mod_i, owners.image)
+        if text_update is None:
+            return image, text
+        text = add_gated(text, mod_t.gate_attn, text_update, owners.text)
+        return image, self._mlp(self.txt_mlp, text, mod_t, owners.text)
+
+    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, owner: Tensor) -> Tensor:
+        update = mlp(self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, owner)))
+        return add_gated(x, mod.gate_mlp, update, owner)
+
+
+def adaln(whole: Tensor) -> Adaln:
+    """The six parts of a modulation [b, 6 d]."""
+    return Adaln(*whole.chunk(6, dim=-1))
+
+
+def idle(block: Block) -> list[nn.Parameter]:
+    """Weights of the last block that nothing reads, since its text output is discarded; they are never trained.
+
+    The four last row groups of `txt_mod.1` are idle too, but share a matrix with rows that train.
+    """
+    modules = (block.attn.to_add_out, block.attn.add_q_proj, block.attn.norm_added_q, block.txt_mlp)
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def rows(count: int, multiple: int) -> int:
+    """`count` rounded up to a `multiple`."""
+    return -(-count // multiple) * multiple
+
+
+def owners_of(layout: Layout, provider: Provider) -> Owners:
+    """Owners of this rank's rows; tail rows go to sample 0, whose values they read and never change."""
+    padded = [pad(owner, rows(owner.shape[0], provider.tokens)) for owner in (layout.image_owner, layout.text_owner)]
+    return Owners(*(provider.shard(owner) if provider.tokens > 1 else owner for owner in padded))
+
+
+def chunks(items: int, size: int) -> list[range]:
+    """Ranges of `size` that cover `items`."""
+    return [range(start, min(start + size, items)) for start in range(0, items, size)]

@@ -1,0 +1,85 @@
+"""What the MMDiT asks of whoever builds its layers, and the plain answer: torch's own, on one device.
+
+The MMDiT never knows how it is spread. A provider hands it layers (each returns one tensor and keeps its weights as
+`weight` and `bias`) and the operations between them on packed tokens [rows, width]. A weight is read only in its own
+module's forward: overlapped parameter gathers fill it just before that.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Provider(Protocol):
+    """Layers and token operations. `tokens`: the rows of each stream are padded to a multiple of this."""
+
+    tokens: int
+
+    def column(self, inputs: int, outputs: int) -> nn.Module:
+        """A linear whose output is split over ranks; its input has been entered."""
+
+    def row(self, inputs: int, outputs: int) -> nn.Module:
+        """A linear whose input is split over ranks; its output is summed, this rank's tokens."""
+
+    def whole(self, inputs: int, outputs: int) -> nn.Module:
+        """A linear that every rank holds whole and applies to its own tokens."""
+
+    def modulation(self, inputs: int, outputs: int) -> nn.Module:
+        """A linear on the timestep embedding [b, inputs]; its output is split over ranks until `gather`."""
+
+    def head_norm(self, width: int, eps: float) -> nn.Module:
+        """An RMS norm over the width of each head; its weight is whole while the heads are split."""
+
+    def token_norm(self, width: int, eps: float) -> nn.Module:
+        """An RMS norm over whole tokens, applied to this rank's."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """This rank's tokens [rows, d] to the tokens that a group of column linears reads, once a group."""
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of modulation linears, this rank's columns, to whole ones, in one collective."""
+
+    def shard(self, x: Tensor) -> Tensor:
+        """Whole tokens (or their indices) to this rank's."""
+
+    def unshard(self, x: Tensor) -> Tensor:
+        """This rank's tokens to whole ones."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, the mean square in fp32 (diffusers normalization.py, RMSNorm)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        return (x * scale).to(self.weight.dtype) * self.weight
+
+
+class Plain:
+    """One device: torch's linears, and nothing between them."""
+
+    tokens = 1
+
+    def column(self, inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs)
+
+    row = whole = modulation = column
+
+    def head_norm(self, width: int, eps: float) -> nn.Module:
+        return RMSNorm(width, eps)
+
+    token_norm = head_norm
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    shard = unshard = enter
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return list(parts)

@@ -1,0 +1,46 @@
+"""MSRoPE: rotary positions on three axes (frame, height, width); text continues the diagonal of the grid.
+
+Follows diffusers transformer_qwenimage.py (QwenEmbedRope, apply_rotary_emb_qwen), not the report's figure 8: an axis of
+size n runs from -(n - n // 2) to n // 2 - 1, and text token j stands at m + j on all axes, m the largest half side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# (frame, height, width) of one picture in patches: frame 0 is the target, 1, 2, ... are references.
+Grid = tuple[int, int, int]
+
+THETA = 10000.0
+
+
+def picture_positions(grid: Grid) -> Tensor:
+    """Positions [h * w, 3] of a picture's tokens, row by row."""
+    frame, height, width = grid
+    rows = torch.arange(height) - (height - height // 2)
+    columns = torch.arange(width) - (width - width // 2)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([torch.full_like(y, frame), y, x], dim=-1).flatten(0, 1)
+
+
+def text_positions(grids: Sequence[Grid], length: int) -> Tensor:
+    """Positions [length, 3] of a prompt's tokens beside pictures of sizes `grids`."""
+    start = max(max(height // 2, width // 2) for _, height, width in grids)
+    return (start + torch.arange(length))[:, None].expand(-1, 3)
+
+
+def angles(positions: Tensor, axes: Sequence[int]) -> Tensor:
+    """Rotation angles [n, sum(axes) / 2] in fp32 of `positions` [n, 3]; `axes` are the head's dims for each axis."""
+    parts = []
+    for axis, dims in enumerate(axes):
+        frequency = 1.0 / torch.pow(THETA, torch.arange(0, dims, 2, dtype=torch.float32).div(dims))
+        parts.append(torch.outer(positions[:, axis].float(), frequency))
+    return torch.cat(parts, dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads x [n, h, k] turned pairwise (2j, 2j + 1) by angles whose cos and sin are [n, k / 2]; in fp32, cast back."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[:, None], sin[:, None]
+    return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).type_as(x)
