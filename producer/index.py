@@ -1,0 +1,212 @@
+"""The index: what is known of every sample seen, as immutable generations of one parquet file each.
+
+    <index>/gen-00001/rows.parquet       a row a sample, kept or not, sorted by key
+    <index>/gen-00001/generation.json    its id, the hash of rows.parquet, the tokenizer, the operators
+
+A generation appears by one rename, is never changed afterwards, and its hash is checked on every open.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from producer.lock import exclusive
+
+VERSION = 1
+
+CAPTION = pa.struct([("split", pa.string()), ("text", pa.string()), ("tokens", pa.int32())])
+
+_FACTS = [
+    ("key", pa.string()),  # unique: "<shard stem>/<member stem>"
+    ("source", pa.string()),  # the configured source's name
+    ("shard", pa.string()),  # relative to the source's root
+    ("member", pa.string()),  # the image's name inside the shard
+    ("offset", pa.int64()),  # of the image's bytes inside the shard; 0 in a folder
+    ("size", pa.int64()),  # bytes of the image
+    ("width", pa.int32()),  # pixels after EXIF orientation; 0 if unreadable
+    ("height", pa.int32()),
+    ("sha256", pa.string()),  # of the image's bytes
+    ("phash", pa.uint64()),  # perceptual hash; 0 if unreadable
+    ("captions", pa.list_(CAPTION)),  # tokens: of the caption alone, without template or special tokens
+    ("cluster", pa.string()),  # key of the duplicate cluster's representative; its own when alone
+]
+_DECISION = [
+    ("kept", pa.bool_()),
+    ("dropped_by", pa.string()),  # the first operator that said no; "" if kept
+    ("reason", pa.string()),
+]
+
+_NAME = re.compile(r"gen-(\d{5,})")
+_LOCK_TIMEOUT_S = 60.0
+
+
+class IndexFormatError(ValueError):
+    """An index, or one generation of it, is missing, damaged or of another version."""
+
+
+def schema(operators: Sequence[str]) -> pa.Schema:
+    """The columns of a generation judged by `operators`; score and verdict are null where not judged."""
+    judged: list[tuple[str, pa.DataType]] = []
+    for name in operators:
+        judged += [(f"score.{name}", pa.float64()), (f"verdict.{name}", pa.bool_()), (f"reason.{name}", pa.string())]
+    return pa.schema([*_FACTS, *judged, *_DECISION])
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """One generation, opened and verified."""
+
+    path: Path
+    id: str
+    table: pa.Table
+    tokenizer: str
+    operators: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, generation: str = "latest") -> "Index":
+        """The generation called `generation` (a folder's name) of the index at `path`, its hash checked."""
+        folder = _latest(path) if generation == "latest" else path / generation
+        if folder is None:
+            raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
+        said = _verified(folder)
+        table = pq.read_table(folder / "rows.parquet", memory_map=True)
+        expected = schema(list(said["operators"]))
+        if not table.schema.equals(expected) or table.num_rows != said["rows"]:
+            raise IndexFormatError(
+                f"{folder}: {table.num_rows} rows of {table.schema.names}, "
+                f"expected {said['rows']} of {expected.names}; curate again with this release"
+            )
+        return cls(folder, said["id"], table, said["tokenizer"], said["operators"])
+
+
+def write_generation(path: Path, table: pa.Table, *, tokenizer: str, operators: dict[str, Any]) -> str:
+    """Publish `table` as the next generation of the index at `path` and return its id.
+
+    `tokenizer` is the fingerprint behind the token lengths; `operators` says of each operator what made its verdicts
+    (JSON values). Where the latest generation already is this one, nothing is written.
+    """
+    expected = schema(list(operators))
+    if not table.schema.equals(expected):
+        raise IndexFormatError(f"{path}: columns {table.schema.names} differ from {expected.names}")
+    _check_keys(path, table["key"])
+    with exclusive(path / ".lock", timeout_s=_LOCK_TIMEOUT_S):
+        # Under the lock, whatever is still aside was left by a writer that died.
+        for orphan in path.glob(".writing-*"):
+            shutil.rmtree(orphan)
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path))
+        try:
+            return _publish(path, aside, table, tokenizer, operators)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(path: Path, aside: Path, table: pa.Table, tokenizer: str, operators: dict[str, Any]) -> str:
+    pq.write_table(table, aside / "rows.parquet", compression="zstd", write_page_checksum=True)
+    digest = hash_file(aside / "rows.parquet")
+    said = {
+        "version": VERSION,
+        "rows": table.num_rows,
+        "sha256": digest,
+        "tokenizer": tokenizer,
+        "operators": operators,
+    }
+    said["id"] = _id(said)
+    latest = _latest(path)
+    if latest is not None and _holds(latest, str(said["id"])):
+        return str(said["id"])
+    (aside / "generation.json").write_text(json.dumps(said, indent=2) + "\n")
+    for name in ("rows.parquet", "generation.json", "."):
+        _sync(aside / name)
+    aside.chmod(0o755)
+    os.rename(aside, path / f"gen-{_number(latest) + 1:05d}")
+    _sync(path)
+    return str(said["id"])
+
+
+def _check_keys(path: Path, keys: pa.ChunkedArray) -> None:
+    if len(keys) < 2:
+        return
+    whole = keys.combine_chunks()
+    wrong = pc.indices_nonzero(pc.invert(pc.less(whole[:-1], whole[1:])))
+    if len(wrong):
+        row = wrong[0].as_py()
+        raise IndexFormatError(
+            f"{path}: rows must be sorted by unique keys; row {row} is {whole[row]}, the next {whole[row + 1]}"
+        )
+
+
+def _latest(path: Path) -> Path | None:
+    if not path.is_dir():
+        return None
+    return max((entry for entry in path.iterdir() if _NAME.fullmatch(entry.name)), key=_number, default=None)
+
+
+def _number(generation: Path | None) -> int:
+    if generation is None:
+        return 0
+    match = _NAME.fullmatch(generation.name)
+    assert match
+    return int(match[1])
+
+
+def _holds(generation: Path, id: str) -> bool:
+    try:
+        return bool(_verified(generation)["id"] == id)
+    except IndexFormatError:
+        return False
+
+
+def _verified(generation: Path) -> dict[str, Any]:
+    """What generation.json says, after rows.parquet was checked against it."""
+    fix = f"delete {generation.name} to fall back to the one before, or curate again"
+    try:
+        said = json.loads((generation / "generation.json").read_text())
+        digest = hash_file(generation / "rows.parquet")
+    except OSError as error:
+        raise IndexFormatError(f"{error.filename}: {error.strerror}; {fix}") from None
+    except ValueError as error:
+        raise IndexFormatError(f"{generation / 'generation.json'}: not JSON ({error}); {fix}") from None
+    if not isinstance(said, dict) or said.get("version") != VERSION:
+        version = said.get("version") if isinstance(said, dict) else None
+        raise IndexFormatError(f"{generation}: version {version}, this release reads {VERSION}; curate again")
+    missing = {"id", "rows", "sha256", "tokenizer", "operators"} - said.keys()
+    if missing:
+        raise IndexFormatError(f"{generation / 'generation.json'}: lacks {sorted(missing)}; {fix}")
+    if said["id"] != _id(said):
+        raise IndexFormatError(f"{generation / 'generation.json'}: changed after it was written; {fix}")
+    if said["sha256"] != digest:
+        raise IndexFormatError(
+            f"{generation / 'rows.parquet'}: damaged, its sha256 is {digest[:12]}..., "
+            f"generation.json says {said['sha256'][:12]}...; {fix}"
+        )
+    return said
+
+
+def _id(said: dict[str, Any]) -> str:
+    made_from = json.dumps([said[name] for name in ("version", "rows", "sha256", "tokenizer", "operators")])
+    return hashlib.sha256(made_from.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of the file at `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
