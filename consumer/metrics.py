@@ -1,0 +1,128 @@
+"""What a training step reports, and where it goes: a JSONL file, TensorBoard, and whoever else listens.
+
+Only rank 0 writes. A resumed run drops the lines of steps that it trains again, so the file is one unbroken series.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step over all ranks. Losses are exact: `loss` is the fp32 value that was trained on."""
+
+    step: int  # steps done, this one included
+    loss: float  # mean over the step's samples
+    rate: float  # learning rate
+    gradient_norm: float
+    applied: bool
+    samples: int
+    tokens: int
+    seconds: float
+    wait_s: float  # of them waiting for data, the slowest rank's
+
+    @property
+    def images_per_s(self) -> float:
+        return self.samples / self.seconds
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The validation loss at fixed noise and timesteps after `step` steps."""
+
+    step: int
+    loss: float
+    samples: int
+    seconds: float
+
+
+Report = StepReport | ValidationReport
+
+
+class Sink(Protocol):
+    """Whoever listens to reports."""
+
+    def __call__(self, report: Report) -> None:
+        """Take one report."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class JsonLines:
+    """One JSON object a line; `kind` is "step" or "validation"."""
+
+    def __init__(self, path: Path, resumed: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in lines(path) if line["step"] <= resumed] if resumed else []
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, path)
+        self.file = path.open("a")
+
+    def __call__(self, report: Report) -> None:
+        kind = "step" if isinstance(report, StepReport) else "validation"
+        self.file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **asdict(report)}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    """The whole lines of a metrics file; a last one cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: a line was cut off by an earlier end: %.40r", path, line)
+    return found
+
+
+class TensorBoard:
+    """Scalars under train/ and validation/; a resumed run hides what it trains again."""
+
+    def __init__(self, path: Path, resumed: int) -> None:
+        self.writer = SummaryWriter(str(path), purge_step=resumed + 1 if resumed else None)
+
+    def __call__(self, report: Report) -> None:
+        if isinstance(report, ValidationReport):
+            self.writer.add_scalar("validation/loss", report.loss, report.step)
+            self.writer.flush()
+            return
+        scalars = {
+            "loss": report.loss,
+            "rate": report.rate,
+            "gradient_norm": report.gradient_norm,
+            "images_per_s": report.images_per_s,
+            "tokens_per_s": report.tokens_per_s,
+            "data_wait_share": report.wait_s / report.seconds,
+        }
+        for name, value in scalars.items():
+            self.writer.add_scalar(f"train/{name}", value, report.step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def tell(sinks: Sequence[Sink], report: Report) -> None:
+    """Give a report to every sink."""
+    for sink in sinks:
+        sink(report)

@@ -1,0 +1,113 @@
+"""The pretraining objective: squared error of the velocity (arXiv 2508.02324 section 4.1, in the code's convention).
+
+The loss is a sum over samples of each sample's mean over its latent, to be divided by the step's global number of
+samples: every sample counts alike, whatever its size and wherever it is trained.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.flow import Draw, FlowConfig, draw, noised
+from model.latent import normalise, pack
+from model.layout import Layout
+from producer.api.unit import Encoded, Latent
+
+Velocity = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
+
+
+class BatchError(ValueError):
+    """A unit cannot be trained on; the message names the sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A unit ready for the model: packed tokens and what the velocity at them should be."""
+
+    keys: tuple[str, ...]  # none for a unit whose samples were all rejected: it stands in with nothing to learn
+    image: Tensor  # [i, 4 c] noised latents
+    text: Tensor  # [t, e]
+    sigma: Tensor  # [b] fp32
+    target: Tensor  # [i, 4 c] fp32 velocity
+    layout: Layout
+
+    @property
+    def tokens(self) -> int:
+        """Image and text tokens together."""
+        return sum(self.layout.image_lengths) + sum(self.layout.text_lengths)
+
+
+class FlowObjective:
+    """Samples to batches to losses. `mean` and `std` [c] normalise latents; `empty` [t, e] is the empty prompt."""
+
+    def __init__(
+        self, config: FlowConfig, *, seed: int, mean: Tensor, std: Tensor, empty: Tensor, axes: Sequence[int]
+    ) -> None:
+        self.config, self.seed, self.axes = config, seed, axes
+        self.mean, self.std, self.empty = mean, std, empty
+
+    def batch(self, samples: Sequence[Encoded], step: int | str, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The unit's samples with their draws of `step`; "validation" as a step gives the same draws each time."""
+        keys = tuple(sample.key for sample in samples)
+        samples = samples or [self._nothing()]
+        images, texts, sigmas, targets, grids = [], [], [], [], []
+        for sample in samples:
+            chance = draw(self.config, sample.latent.mean.shape, self.seed, step, sample.key)
+            point, velocity = noised(self._data(sample, chance), chance.noise, chance.sigma)
+            images.append(pack(point))
+            targets.append(pack(velocity))
+            texts.append(self.empty if chance.dropped and step != "validation" else text_of(sample))
+            sigmas.append(chance.sigma)
+            grids.append([(0, sample.latent.height // 16, sample.latent.width // 16)])
+        self._check(samples, texts)
+        layout = Layout.build(grids, [len(text) for text in texts], self.axes)
+        return Batch(
+            keys,
+            torch.cat(images).to(device, dtype),
+            torch.cat(texts).to(device, dtype),
+            torch.tensor(sigmas, device=device),
+            torch.cat(targets).to(device),
+            layout.to(device),
+        )
+
+    def loss(self, model: Velocity, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum over samples, with gradient, and each sample's loss [b] without."""
+        velocity = model(batch.image, batch.text, batch.sigma, batch.layout)
+        error = (velocity.float() - batch.target).square().mean(-1)
+        losses = torch.stack([part.mean() for part in error.split(list(batch.layout.target_lengths))])
+        if not batch.keys:
+            # Every rank still runs backward, or the ranks that reduce gradients with it would wait for ever.
+            return 0 * losses.sum(), losses.detach()[:0]
+        return losses.sum(), losses.detach()
+
+    def _nothing(self) -> Encoded:
+        zeros = np.zeros((len(self.mean), 2, 2), "float16")
+        text = np.zeros((1, self.empty.shape[1]), "uint16")
+        return Encoded("", "", "", "t2i", "", "", Latent(16, 16, zeros, zeros), text)
+
+    def _data(self, sample: Encoded, chance: Draw) -> Tensor:
+        mean = torch.from_numpy(sample.latent.mean.astype("float32"))
+        if self.config.posterior == "sample":
+            logvar = torch.from_numpy(sample.latent.logvar.astype("float32"))
+            mean = mean + (0.5 * logvar).exp() * chance.posterior
+        return normalise(mean, self.mean, self.std)
+
+    def _check(self, samples: Sequence[Encoded], texts: Sequence[Tensor]) -> None:
+        channels, width = len(self.mean), self.empty.shape[1]
+        for sample, text in zip(samples, texts, strict=True):
+            if sample.latent.mean.shape[0] != channels:
+                got = sample.latent.mean.shape[0]
+                raise BatchError(f"sample {sample.key!r}: {got} latent channels, the VAE has {channels}")
+            if text.shape[1] != width:
+                raise BatchError(f"sample {sample.key!r}: prompt width {text.shape[1]}, the empty prompt's is {width}")
+
+
+def text_of(sample: Encoded) -> Tensor:
+    """A sample's prompt embedding [t, e] in bfloat16."""
+    text = torch.from_numpy(sample.text.astype("int16")).view(torch.bfloat16)
+    if not text.isfinite().all():
+        raise BatchError(f"sample {sample.key!r}: its prompt embedding holds NaN or infinity")
+    return text

@@ -1,0 +1,115 @@
+"""The one tree of settings that every command reads, and the command line they share."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field
+
+from consumer.checkpoint import CheckpointConfig
+from consumer.ema import EmaConfig
+from consumer.loop import TrainConfig
+from consumer.schedule import ScheduleConfig
+from consumer.source.flight import PullConfig
+from launch.config import ConfigError, load, show
+from launch.sample_config import SampleConfig
+from model.flow import FlowConfig
+from model.mmdit import MMDiTConfig
+from parallel.engine import OptimConfig
+from parallel.mesh import MeshConfig
+from producer.cache import CacheConfig
+from producer.curate import CurateConfig
+from producer.encode import EncoderConfig
+from producer.fleet_config import FleetConfig
+from producer.operator.stage import OperatorsConfig
+from producer.recipe import RecipeConfig
+from producer.source.reader import SourceConfig
+
+# Exit codes: 2 for what a person set or supplied, 128 + n for signal n.
+WRONG = 2
+
+
+class RunConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    dir: Path  # where everything of this run is written; other paths usually start with ${run.dir}
+    seed: int = 0  # of the plan, the weights and every draw
+
+
+class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """A section a component."""
+
+    run: RunConfig
+    source: SourceConfig
+    curate: CurateConfig
+    operators: OperatorsConfig = Field(default_factory=OperatorsConfig)
+    recipe: RecipeConfig
+    encoder: EncoderConfig
+    cache: CacheConfig
+    fleet: FleetConfig
+    pull: PullConfig
+    model: MMDiTConfig
+    mesh: MeshConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    flow: FlowConfig = Field(default_factory=FlowConfig)
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    ema: EmaConfig
+    sample: SampleConfig
+
+
+Options = Callable[[argparse.ArgumentParser], None]
+
+
+def command_line(doc: str | None, options: Options | None = None) -> tuple[Settings, argparse.Namespace]:
+    """Parse `CONFIG [key.path=value ...] [--show]` and what `options` adds; --show prints the tree and ends."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's")
+    parser.add_argument("--show", action="store_true", help="print the resolved settings and end")
+    if options:
+        options(parser)
+    arguments = parser.parse_intermixed_args()
+    settings = load(Settings, arguments.config, arguments.overrides)
+    if arguments.show:
+        print(show(settings))
+        sys.exit(0)
+    return settings, arguments
+
+
+def guarded(main: Callable[[], int | None]) -> None:
+    """Run a command: a wrong setting or input ends it with one message and code 2, Ctrl-C with 130, no traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = main() or 0
+    except (ValueError, OSError) as error:
+        if not _foreseen(error):
+            raise
+        _last_word(error)
+        code = WRONG
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _foreseen(error: Exception) -> bool:
+    """True for errors of our own naming and missing files; a bare ValueError is a bug and keeps its traceback."""
+    return isinstance(error, OSError) or type(error) is not ValueError
+
+
+def _last_word(error: Exception) -> None:
+    """Print what is wrong, once. Under torchrun, end it too: it would bury the message in a traceback of its own."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    print(
+        f"{type(error).__name__}: {error}" if not isinstance(error, ConfigError) else error, file=sys.stderr, flush=True
+    )
+    parent = psutil.Process().parent()
+    if "TORCHELASTIC_RUN_ID" in os.environ and parent and any("torch" in part for part in parent.cmdline()):
+        parent.kill()
