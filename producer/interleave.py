@@ -1,0 +1,45 @@
+"""A fixed sequence that takes every item at its rate and spreads it evenly: shares hold in short windows too."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from producer.keyed import key
+
+# Slots until the sequence repeats; shares are exact to one slot in this many, and no item has fewer than one.
+PERIOD = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Interleave:
+    """Slot -> item, and how often the item came before."""
+
+    items: np.ndarray  # int32 [PERIOD]: the item of each slot of a period
+    ordinals: np.ndarray  # int32 [PERIOD]: its count within the period before this slot
+    counts: np.ndarray  # int64 [items]: slots of each item in a period
+
+    @classmethod
+    def build(cls, rates: Sequence[float]) -> "Interleave":
+        """The sequence of items with these positive rates, of any sum."""
+        share = np.asarray(rates, np.float64) / sum(rates)
+        counts = np.maximum(1, np.floor(share * PERIOD)).astype(np.int64)
+        counts[np.argmax(counts)] += PERIOD - counts.sum()
+        assert counts.min() > 0
+        item = np.repeat(np.arange(len(counts)), counts)
+        ordinal = np.arange(PERIOD) - np.repeat(np.cumsum(counts) - counts, counts)
+        # Each item at even distances, from a start of its own so that equal rates do not bunch.
+        start = key(np.arange(len(counts))) / 2**64
+        order = np.lexsort((item, (ordinal + start[item]) / counts[item]))
+        return cls(item[order].astype(np.int32), ordinal[order].astype(np.int32), counts)
+
+    def at(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each slot's item, and how many earlier slots had the same."""
+        place = slots % PERIOD
+        item = self.items[place]
+        return item, slots // PERIOD * self.counts[item] + self.ordinals[place]
+
+    def before(self, slot: int) -> np.ndarray:
+        """How many slots before `slot` each item had: int64 [items]."""
+        part = np.bincount(self.items[: slot % PERIOD], minlength=len(self.counts))
+        return slot // PERIOD * self.counts + part

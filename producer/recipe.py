@@ -1,0 +1,223 @@
+"""The recipe: which samples of an index count, at which size, with which caption. Nothing is scored again.
+
+`select` turns an index and a recipe into columns; the plan orders what they hold.
+"""
+
+import difflib
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, model_validator
+
+from producer.api.bucket import ASPECTS, Bucket, bucket
+from producer.keyed import of_strings
+
+# Not the run's seed: every run and every recipe must hold out the same samples, or what one held out the next trained.
+_HELD_OUT_SALT = 0x48454C44
+
+
+class RecipeError(ValueError):
+    """The recipe does not fit the index, or leaves nothing to train on."""
+
+
+class Threshold(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """Bounds on an operator's stored score, both included."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Threshold":
+        if self.min is None and self.max is None:
+            raise ValueError("neither min nor max is set: give one, or delete the threshold")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}: no score can pass")
+        return self
+
+
+class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """What to train on. Weights are shares of samples and need not sum to one."""
+
+    resolutions: tuple[int, ...] = (256,)  # pixels; a picture goes to the largest that it fills
+    aspects: tuple[str, ...] = ASPECTS  # width:height
+    units: int = Field(default=16, ge=1)  # units a step; data-parallel ranks divide them
+    samples: int = Field(default=16, ge=1)  # in a unit of the smallest resolution; larger ones hold fewer, at one cost
+    splits: dict[str, float] = {"raw": 1.0}  # caption split -> weight; of several captions in a split, the first
+    thresholds: dict[str, Threshold] = {}  # operator -> bounds, beyond the index's own verdicts
+    max_text_tokens: int = Field(default=1024, ge=1)  # of a caption; longer ones are not used
+    min_fill: float = Field(default=0.75, gt=0)  # least share of the bucket's pixels the picture must have itself
+    validation_samples: int = Field(default=0, ge=0)  # held out, as a number ...
+    validation_share: float = Field(default=0.0, ge=0, lt=1)  # ... or as a share of the duplicate clusters
+    max_imbalance: float = Field(default=0.25, gt=0)  # the costliest rank over the mean, less one
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RecipeConfig":
+        if not self.resolutions or min(self.resolutions) < 16:
+            raise ValueError(f"recipe.resolutions: {list(self.resolutions)} must be one or more sizes of 16 or above")
+        wrong = [aspect for aspect in self.aspects if not _is_aspect(aspect)]
+        if wrong or not self.aspects:
+            raise ValueError(f"recipe.aspects: {wrong or 'none'}; write aspects as width:height, like 3:2")
+        if not self.splits or min(self.splits.values()) <= 0:
+            raise ValueError(f"recipe.splits: {self.splits}; name at least one split, and give each a positive weight")
+        if self.validation_samples and self.validation_share:
+            raise ValueError(
+                f"recipe.validation_samples: {self.validation_samples} and validation_share "
+                f"{self.validation_share} are both set; choose one"
+            )
+        return self
+
+    def buckets(self, resolution: int) -> list[Bucket]:
+        """The buckets of one resolution, in the order of `aspects`; small sizes may give two aspects one bucket."""
+        return list(dict.fromkeys(bucket(resolution, aspect) for aspect in self.aspects))
+
+
+def _is_aspect(text: str) -> bool:
+    across, colon, down = text.partition(":")
+    return bool(colon) and all(side.isascii() and side.isdigit() and int(side) > 0 for side in (across, down))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a recipe takes from an index, a row of each array an index row."""
+
+    buckets: tuple[Bucket, ...]
+    bucket: np.ndarray  # int16: number in `buckets`, -1 where the picture fills none
+    splits: tuple[str, ...]
+    tokens: np.ndarray  # int32 [splits, rows]: caption tokens, -1 where the row is not used with that split
+    held_out: np.ndarray  # bool: in a duplicate cluster kept for validation, never trained on
+    validation: np.ndarray  # int64: the row numbers to validate on, one of each held-out cluster
+    counts: dict[str, dict[str, int]]  # split -> outcome -> rows; the outcomes of a split sum to the index's rows
+
+
+def select(table: pa.Table, recipe: RecipeConfig) -> Selection:
+    """The rows of an index's `table` that `recipe` uses, and how many of the rest it leaves for which reason."""
+    outcome = _Outcomes(table.num_rows)
+    outcome.require(_flags(table["kept"]), "not kept by curation")
+    for name, threshold in recipe.thresholds.items():
+        _bound(table, name, threshold, outcome)
+    buckets = tuple(dict.fromkeys(b for size in recipe.resolutions for b in recipe.buckets(size)))
+    place = _place(_numbers(table["height"]), _numbers(table["width"]), buckets, recipe)
+    outcome.require(place >= 0, "too small for every bucket")
+    tokens = np.stack([_caption_tokens(table["captions"], split) for split in recipe.splits])
+    outcomes = [outcome.copy() for _ in recipe.splits]
+    for mine, length in zip(outcomes, tokens, strict=True):
+        mine.require(length >= 0, "no such caption")
+        mine.require(length <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
+    usable = np.stack([mine.passed for mine in outcomes])
+    held_out, validation = _hold_out(table["cluster"], np.logical_or.reduce(usable), recipe)
+    for mine in outcomes:
+        mine.require(~held_out, "held out for validation")
+    for split, mine in zip(recipe.splits, outcomes, strict=True):
+        if not mine.passed.any():
+            raise RecipeError(f"recipe.splits.{split}: leaves nothing to train on of the index's rows: {mine.counts}")
+    counts = {split: mine.summary() for split, mine in zip(recipe.splits, outcomes, strict=True)}
+    return Selection(buckets, place, tuple(recipe.splits), np.where(usable, tokens, -1), held_out, validation, counts)
+
+
+class _Outcomes:
+    """Rows still in, and why the others are out: each is counted once, for the first reason."""
+
+    def __init__(self, rows: int) -> None:
+        self.passed = np.ones(rows, bool)
+        self.counts: dict[str, int] = {}
+
+    def require(self, holds: np.ndarray, reason: str) -> None:
+        failed = int(np.count_nonzero(self.passed & ~holds))
+        if failed:
+            self.counts[reason] = failed
+            self.passed &= holds
+
+    def copy(self) -> "_Outcomes":
+        other = _Outcomes(0)
+        other.passed, other.counts = self.passed.copy(), dict(self.counts)
+        return other
+
+    def summary(self) -> dict[str, int]:
+        return {"used": int(np.count_nonzero(self.passed)), **self.counts}
+
+
+def _bound(table: pa.Table, name: str, threshold: Threshold, outcome: _Outcomes) -> None:
+    if f"score.{name}" not in table.column_names:
+        known = [column.removeprefix("score.") for column in table.column_names if column.startswith("score.")]
+        near = difflib.get_close_matches(name, known, 1)
+        raise RecipeError(
+            f"recipe.thresholds.{name}: no such operator in the index; "
+            + (f"did you mean {near[0]}?" if near else f"it has {known}")
+        )
+    score = np.asarray(pc.fill_null(table[f"score.{name}"], np.nan), np.float64)
+    outcome.require(~np.isnan(score), f"{name} not judged")
+    if threshold.min is not None:
+        outcome.require(score >= threshold.min, f"{name} below {threshold.min:g}")
+    if threshold.max is not None:
+        outcome.require(score <= threshold.max, f"{name} above {threshold.max:g}")
+
+
+def _place(height: np.ndarray, width: np.ndarray, buckets: tuple[Bucket, ...], recipe: RecipeConfig) -> np.ndarray:
+    """The number in `buckets` for each picture, -1 where it would be enlarged too much: int16."""
+    place = np.full(len(height), -1, np.int16)
+    for size in sorted(recipe.resolutions, reverse=True):
+        mine = sorted(recipe.buckets(size), key=lambda b: b.width / b.height)
+        nearest = np.asarray([buckets.index(b) for b in mine], np.int16)[_nearest(height, width, mine)]
+        sides = np.asarray(buckets, np.float64)[nearest]
+        # The resize covers the bucket and crops the rest, so the scarcer side decides.
+        fill = np.minimum(height / sides[:, 0], width / sides[:, 1]) ** 2
+        place = np.where((place < 0) & (fill >= recipe.min_fill), nearest, place)
+    return place
+
+
+def _nearest(height: np.ndarray, width: np.ndarray, buckets: list[Bucket]) -> np.ndarray:
+    """producer.api.bucket.nearest on arrays: `buckets` by rising aspect, boundaries at their geometric means.
+
+    Squared instead of logarithms, whose last bit differs between machines, and with it the plan.
+    """
+    bounds = [a.width * b.width / (a.height * b.height) for a, b in pairwise(buckets)]
+    aspect = width.astype(np.float64) / np.maximum(height, 1)
+    return np.searchsorted(np.asarray(bounds), aspect * aspect)
+
+
+def _caption_tokens(captions: pa.ChunkedArray, split: str) -> np.ndarray:
+    """Tokens of each row's first caption of `split`, -1 where it has none: int32."""
+    tokens = np.full(len(captions), -1, np.int32)
+    start = 0
+    for chunk in captions.chunks:
+        parent = np.asarray(pc.list_parent_indices(chunk))
+        flat = pc.list_flatten(chunk)
+        at = np.flatnonzero(_flags(pc.equal(flat.field("split"), split)))
+        rows, first = np.unique(parent[at], return_index=True)
+        tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
+        start += len(chunk)
+    return tokens
+
+
+def _hold_out(cluster: pa.ChunkedArray, usable: np.ndarray, recipe: RecipeConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The rows kept from training, and one usable row of each cluster among them.
+
+    The hash of a cluster decides, so an index that grows never hands a trained sample to validation. A share also
+    withstands stricter thresholds; a number then lets the next clusters in, trained or not.
+    """
+    nothing = np.zeros(len(usable), bool), np.zeros(0, np.int64)
+    if not recipe.validation_samples and not recipe.validation_share:
+        return nothing
+    hashes = of_strings(cluster, _HELD_OUT_SALT)
+    candidates, rows = np.unique(hashes[usable], return_index=True)
+    if recipe.validation_samples:
+        if recipe.validation_samples >= len(candidates):
+            raise RecipeError(
+                f"recipe.validation_samples: {recipe.validation_samples} of {len(candidates)} usable duplicate "
+                f"clusters leave nothing to train on; hold out fewer"
+            )
+        chosen = np.arange(len(candidates)) < recipe.validation_samples
+    else:
+        chosen = candidates < np.uint64(int(recipe.validation_share * 2**64))
+    return usable & np.isin(hashes, candidates[chosen]), np.flatnonzero(usable)[rows[chosen]]
+
+
+def _flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(column, False), bool)
+
+
+def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(column, 0), np.int64)
