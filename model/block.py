@@ -55,12 +55,19 @@ class Attention(nn.Module):
     def __init__(self, width: int, head_dim: int, provider: Provider) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.to_q, self.to_k, self.to_v = (provider.column(width, width) for _ in range(3))
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (provider.column(width, width) for _ in range(3))
+
+        def column() -> nn.Module:
+            return provider.column(width, width)
+
+        def norm() -> nn.Module:
+            return provider.head_norm(head_dim, EPS)
+
+        # In the order of use, in which overlapped gathers fill them.
+        self.to_q, self.norm_q, self.to_k, self.norm_k, self.to_v = column(), norm(), column(), norm(), column()
+        self.add_q_proj, self.norm_added_q = column(), norm()
+        self.add_k_proj, self.norm_added_k, self.add_v_proj = column(), norm(), column()
         self.to_out = nn.ModuleList([provider.row(width, width)])
         self.to_add_out = provider.row(width, width)
-        self.norm_q, self.norm_k = provider.head_norm(head_dim, EPS), provider.head_norm(head_dim, EPS)
-        self.norm_added_q, self.norm_added_k = provider.head_norm(head_dim, EPS), provider.head_norm(head_dim, EPS)
 
     def forward(self, image: Tensor, text: Tensor, layout: Layout, *, last: bool) -> tuple[Tensor, Tensor | None]:
         """Entered tokens of both streams to their updates, this rank's; the last block's text has none."""

@@ -66,10 +66,10 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config, self.provider = config, provider or Plain()
         width, layers = config.width, self.provider
-        self.time_text_embed = TimeTextEmbed(width)
-        self.txt_norm = layers.token_norm(config.joint_attention_dim, 1e-6)
         self.img_in = layers.whole(config.in_channels, width)
+        self.txt_norm = layers.token_norm(config.joint_attention_dim, 1e-6)
         self.txt_in = layers.whole(config.joint_attention_dim, width)
+        self.time_text_embed = TimeTextEmbed(width)
         self.blocks = [
             Block(width, config.attention_head_dim, layers, last=n == config.num_layers - 1)
             for n in range(config.num_layers)
@@ -79,15 +79,17 @@ class MMDiT(nn.Module):
         self.proj_out = layers.whole(width, config.in_channels)
         for parameter in idle(self.blocks[-1]):
             parameter.requires_grad_(False)
+        # Shared with rows that train: the four last row groups shape a text output that nothing reads.
+        self.blocks[-1].txt_mod[1].weight.idle_rows = (2 * width, 6 * width)  # type: ignore[union-attr]
 
     def named_parameters(self, *args: object, **kwargs: object) -> Iterator[tuple[str, nn.Parameter]]:
-        """As torch's, but modulation first: it runs ahead of all blocks, so its gradients come last of all.
+        """In the order of first use: as torch's, but modulation, which runs ahead of all blocks, before them.
 
-        Gradient buckets are filled from the end of this order; with modulation among the blocks the first bucket would
-        leave when most of the backward is over.
+        Gradient buckets are filled from the end of this order and parameters gathered from its start; with modulation
+        among the blocks the first bucket would leave when most of the backward is over.
         """
         named = list(super().named_parameters(*args, **kwargs))  # type: ignore[arg-type]
-        yield from sorted(named, key=lambda item: "_mod." not in item[0] and "time_text_embed" not in item[0])
+        yield from sorted(named, key=lambda item: _in_blocks(item[0]))
 
     def forward(self, image: Tensor, text: Tensor, sigma: Tensor, layout: Layout) -> Tensor:
         """Velocity [targets, 4 c] of packed latents `image` [i, 4 c], given `text` [t, e] and `sigma` [b] in [0, 1].
@@ -121,3 +123,8 @@ class MMDiT(nn.Module):
             last = whole[2 * len(blocks) :]
         scale, shift = last[0].chunk(2, dim=-1)
         return mods, (scale, shift)
+
+
+def _in_blocks(name: str) -> bool:
+    """True for weights that are first used in the blocks or after them."""
+    return name.startswith("proj_out") or (name.startswith("transformer_blocks") and "_mod." not in name)
