@@ -1,19 +1,23 @@
 """A unit: the encoded samples of one bucket that a trainer rank pulls and trains on together.
 
-It travels and rests as one Arrow record batch, a row a sample. Each row ends in a checksum of all that it holds,
-since neither Arrow nor a transport notices a flipped bit. `pack` and `unpack` are the only writers and readers.
+It travels and rests as one Arrow record batch, a row a sample. Each row ends in a checksum of all that it holds, and
+the header has one, since neither Arrow nor a transport notices a flipped bit. `pack` and `unpack` are the only writers
+and readers; what `unpack` returns lies in the batch's own memory.
 """
 
 import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 VERSION = 1
+
+_HEADER, _HEADER_CRC = "inkstone.unit", "inkstone.crc"
 
 _REFERENCE = pa.struct(
     [
@@ -102,28 +106,60 @@ def pack(header: Header, samples: Sequence[Encoded]) -> pa.RecordBatch:
     """`samples` as one record batch whose schema carries `header`."""
     rows = [_row(sample) for sample in samples]
     said = {field.name: getattr(header, field.name) for field in fields(header)}
-    metadata = {"inkstone.unit": json.dumps({"version": VERSION, **said})}
+    text = json.dumps({"version": VERSION, "samples": len(rows), **said})
+    metadata = {_HEADER: text, _HEADER_CRC: str(zlib.crc32(text.encode()))}
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
 
 
 def header_of(batch: pa.RecordBatch) -> Header:
     """The header of a unit, without touching its rows."""
-    raw = (batch.schema.metadata or {}).get(b"inkstone.unit")
+    metadata = batch.schema.metadata or {}
+    raw = metadata.get(_HEADER.encode())
     if raw is None:
-        raise UnitError("not a unit: the record batch carries no inkstone.unit header")
+        raise UnitError(f"not a unit: the record batch carries no {_HEADER} header")
+    if metadata.get(_HEADER_CRC.encode()) != str(zlib.crc32(raw)).encode():
+        raise UnitError("the header's checksum differs; the unit was damaged on disk or on the wire")
     said = json.loads(raw)
-    version = said.pop("version", None)
+    version, samples = said.pop("version", None), said.pop("samples", None)
     if version != VERSION:
         raise UnitError(f"unit version {version}, this reader knows {VERSION}: use one release on both sides")
-    return Header(**said | {"unit": UnitId(*said["unit"])})
+    header = Header(**said | {"unit": UnitId(*said["unit"])})
+    if samples != batch.num_rows:
+        raise UnitError(f"{header.unit}: {batch.num_rows} rows, the header says {samples}; rows were lost")
+    return header
 
 
 def unpack(batch: pa.RecordBatch) -> tuple[Header, list[Encoded]]:
-    """The header and samples of a unit; every checksum, size and value is checked first."""
+    """The header and samples of a unit; every checksum and size, and the latents' values, are checked first."""
     header = header_of(batch)
     if not batch.schema.equals(SCHEMA):
-        raise UnitError(f"{header.unit}: columns {batch.schema.names} differ from {SCHEMA.names}")
-    return header, [_sample(row, header.unit) for row in batch.to_pylist()]
+        # Its own names are not said: a damaged one may not even be text.
+        raise UnitError(f"{header.unit}: its columns are not {SCHEMA.names} of the types this reader knows")
+    try:
+        # Offsets that a flip sent out of bounds would be followed blindly.
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise UnitError(f"{header.unit}: {error}; the unit was damaged on disk or on the wire") from None
+    rows = zip(*map(_cells, batch.columns), strict=True)
+    return header, [_sample(dict(zip(SCHEMA.names, row, strict=True)), header.unit) for row in rows]
+
+
+def _cells(column: pa.Array) -> list[object]:
+    """The column's values, large bytes as views of its memory: Arrow's own scalars and `to_pylist` copy them."""
+    if len(column) and pa.types.is_large_binary(column.type):
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset)
+        view = memoryview(data or b"")
+        return [view[start:end] for start, end in pairwise(ends.tolist())]
+    if pa.types.is_list(column.type):
+        entries = _cells(column.values)
+        return [entries[start:end] for start, end in pairwise(column.offsets.to_pylist())]
+    if pa.types.is_struct(column.type):
+        names = column.type.names
+        # Damaged lengths can leave a field longer than its struct.
+        rows = zip(*(_cells(column.field(name).slice(0, len(column))) for name in names), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+    return list(column.to_pylist())
 
 
 def _row(sample: Encoded) -> dict[str, object]:
@@ -136,7 +172,7 @@ def _row(sample: Encoded) -> dict[str, object]:
         "caption": sample.caption,
         "channels": sample.latent.mean.shape[0],
         "tokens": sample.text.shape[0],
-        "text": np.ascontiguousarray(sample.text, "<u2").tobytes(),
+        "text": _raw(sample.text, "<u2"),
         "references": [_latent_row(reference) for reference in sample.references],
         **_latent_row(sample.latent),
     }
@@ -147,9 +183,14 @@ def _latent_row(latent: Latent) -> dict[str, object]:
     return {
         "height": latent.height,
         "width": latent.width,
-        "mean": np.ascontiguousarray(latent.mean, "<f2").tobytes(),
-        "logvar": np.ascontiguousarray(latent.logvar, "<f2").tobytes(),
+        "mean": _raw(latent.mean, "<f2"),
+        "logvar": _raw(latent.logvar, "<f2"),
     }
+
+
+def _raw(values: np.ndarray, kind: str) -> memoryview:
+    """The bytes of `values` as little-endian `kind`, copied only if they are not that already."""
+    return np.ascontiguousarray(values, kind).reshape(-1).view(np.uint8).data
 
 
 def checksum(row: dict[str, object]) -> int:
@@ -167,7 +208,7 @@ def _fold(value: object, crc: int) -> int:
             for name in _REFERENCE.names:
                 crc = _fold(entry[name], crc)
         return crc
-    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    raw = value if isinstance(value, memoryview) else str(value).encode("utf-8", "surrogatepass")
     return zlib.crc32(raw, zlib.crc32(b"%d:" % len(raw), crc))
 
 
@@ -176,8 +217,8 @@ def _sample(row: dict[str, object], unit: UnitId) -> Encoded:
     if row["crc"] != checksum(row):
         raise UnitError(f"{where}: checksum differs; the unit was damaged on disk or on the wire")
     channels, tokens = int(str(row["channels"])), int(str(row["tokens"]))
-    text = np.frombuffer(_bytes(row["text"]), "<u2")
-    if tokens and text.size % tokens:
+    text = np.frombuffer(_view(row["text"]), "<u2")
+    if text.size % tokens if tokens else text.size:
         raise UnitError(f"{where}: {text.size} text values are no multiple of {tokens} tokens")
     references = row["references"] or []
     assert isinstance(references, list)
@@ -197,7 +238,7 @@ def _latent(row: dict[str, object], channels: int, where: str) -> Latent:
     shape = (channels, height // 8, width // 8)
     planes = []
     for name in ("mean", "logvar"):
-        values = np.frombuffer(_bytes(row[name]), "<f2")
+        values = np.frombuffer(_view(row[name]), "<f2")
         if values.size != int(np.prod(shape)):
             raise UnitError(f"{where}: {name} holds {values.size} values, {shape} needs {int(np.prod(shape))}")
         if not np.isfinite(values).all():
@@ -206,6 +247,6 @@ def _latent(row: dict[str, object], channels: int, where: str) -> Latent:
     return Latent(height, width, *planes)
 
 
-def _bytes(value: object) -> bytes:
-    assert isinstance(value, bytes)
+def _view(value: object) -> memoryview:
+    assert isinstance(value, memoryview)
     return value
