@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from producer.api.bucket import Bucket
+
 # What is tried at all: decoders that are fuzzed and common. Everything else is refused whatever its extension says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -61,6 +63,16 @@ def decode(raw: bytes, limits: Limits = _LIMITS) -> Image.Image:
         except Exception as error:
             # On malformed input decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
             raise PictureError(f"does not decode: {str(error) or type(error).__name__}") from None
+
+
+def fit(picture: Image.Image, bucket: Bucket) -> np.ndarray:
+    """`picture` as uint8 [height, width, 3] of the bucket's size: scaled to cover it (Lanczos), its centre kept."""
+    width, height = picture.size
+    scale = max(bucket.width / width, bucket.height / height)
+    across, down = min(width, bucket.width / scale), min(height, bucket.height / scale)
+    left, top = (width - across) / 2, (height - down) / 2
+    box = (left, top, min(width, left + across), min(height, top + down))
+    return np.asarray(picture.resize((bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
