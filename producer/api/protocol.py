@@ -4,6 +4,7 @@ The coordinator only answers: it knows which units are wanted, leased and held w
 
     worker  -> coordinator   action "lease"     Lease     -> Granted    units to encode, those to forget
     worker  -> coordinator   action "register"  Register  -> Answer     a unit is ready at the worker's address
+    worker  -> coordinator   action "failed"    Failed    -> Answer     a unit could not be made; another tries
     trainer -> coordinator   action "hello"     Hello     -> Welcome    who trains; an older incarnation is refused
     trainer -> coordinator   action "locate"    Locate    -> Located    waits up to wait_s for a unit to be ready
     trainer -> coordinator   action "ack"       Ack       -> Answer     units through a step are no longer needed
@@ -30,13 +31,21 @@ class ProtocolError(ValueError):
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker asks for up to `room` units; asking is also its heartbeat. `holding` lets a new coordinator relearn."""
+    """A worker asks for up to `room` units; asking is also its heartbeat.
+
+    `holding` (`bytes` of memory in all) and `encoding` are everything it has: a new coordinator relearns from them.
+    `full` says that its memory is used up: only units someone waits for are worth more.
+    """
 
     worker: str
     address: str
     plan: str
+    encoder: str
     room: int
+    full: bool = False
     holding: tuple[UnitId, ...] = ()
+    encoding: tuple[UnitId, ...] = ()
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,15 @@ class Register:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A worker could not make a unit: a fault of its surroundings, never a bad sample (those are left out)."""
+
+    worker: str
+    unit: UnitId
+    reason: str
+
+
+@dataclass(frozen=True)
 class Hello:
     """A trainer starts or resumes at `step`; `incarnation` grows with every start of it."""
 
@@ -80,22 +98,26 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Locate:
+    """`step` is the one being trained: units before it are kept while there is room, in case the trainer goes back."""
+
     trainer: str
     incarnation: int
+    step: int
     unit: UnitId
     wait_s: float
 
 
 @dataclass(frozen=True)
 class Located:
-    """`address` is empty while the unit is not ready; ask again."""
+    """`address` is empty while the unit is not ready; ask again. `reason` says why, for people."""
 
     address: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Ack:
-    """Training units of steps up to and including `through` are no longer needed."""
+    """The trainer will never go back to steps up to and including `through`: their units may be forgotten."""
 
     trainer: str
     incarnation: int
@@ -123,21 +145,37 @@ def decode(kind: type[T], raw: bytes) -> T:
     """The message of type `kind` in `raw`; ProtocolError names what is missing or unknown."""
     try:
         said = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{kind.__name__}: not JSON ({error})") from None
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(said, dict) or said.keys() - names:
         unknown = sorted(said.keys() - names) if isinstance(said, dict) else said
         raise ProtocolError(f"{kind.__name__}: unknown fields {unknown}; it has {sorted(names)}")
     try:
-        return kind(**{name: _units(name, value) for name, value in said.items()})
+        message = kind(**{name: _units(name, value) for name, value in said.items()})
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"{kind.__name__}: {error}") from None
+    for field in fields(kind):  # type: ignore[arg-type]
+        _check(kind.__name__, field.name, field.type, getattr(message, field.name))
+    return message
 
 
 def _units(name: str, value: Any) -> Any:
     if name == "unit":
-        return UnitId(*value)
-    if name in ("units", "forget", "holding") and isinstance(value, list):
-        return tuple(UnitId(*item) for item in value)
+        return _unit(value)
+    if name in ("units", "forget", "holding", "encoding") and isinstance(value, list):
+        return tuple(_unit(item) for item in value)
     return value
+
+
+def _unit(value: Any) -> UnitId:
+    unit = UnitId(*value)
+    if not isinstance(unit.stream, str) or type(unit.step) is not int or type(unit.unit) is not int:
+        raise ValueError(f"{value} is no unit; one is [stream, step, unit]")
+    return unit
+
+
+def _check(kind: str, name: str, wanted: Any, value: object) -> None:
+    allowed = {float: (int, float), int: (int,), str: (str,), bool: (bool,), UnitId: (UnitId,)}.get(wanted, (tuple,))
+    if type(value) not in allowed:
+        raise ProtocolError(f"{kind}.{name}: {str(value)[:80]!r} is no {getattr(wanted, '__name__', wanted)}")

@@ -1,0 +1,318 @@
+"""The coordinator's rules, without sockets, threads or a clock of its own.
+
+It knows which units the trainers will want next, who is encoding them and who holds them. All of it is soft: a new
+coordinator learns it from what workers and trainers say next. Training units that do not fit the horizon (bytes) are
+not begun, units no trainer needs are forgotten, and a worker or trainer that falls silent no longer counts.
+
+Every public method is one message of producer/api/protocol.py and takes the time (seconds, any origin, never back).
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from producer.api.channel import RefusedError
+from producer.api.protocol import (
+    Ack,
+    Answer,
+    Failed,
+    Granted,
+    Hello,
+    Lease,
+    Locate,
+    Located,
+    Lost,
+    Register,
+    Welcome,
+)
+from producer.api.unit import UnitId
+from producer.demand import Demand
+from producer.ledger import Ledger, Worker
+
+_RATE_S = 30.0  # images/s are counted over this long
+_RETRY_S = (1.0, 60.0)  # the pause after a failed try at a unit: the first one, and the longest
+_TROUBLES = 256  # units whose failures are remembered
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`horizon_bytes`: of training units made or being made ahead. The rest: seconds of silence that are too long."""
+
+    horizon_bytes: int
+    heartbeat_s: float = 1.0
+    lease_s: float = 10.0  # a worker's
+    late_s: float = 300.0  # on one unit; another worker then gets it too
+    trainer_s: float = 3600.0  # a trainer's
+
+
+@dataclass
+class _Trouble:
+    """Why a unit is not there: how often making it failed, the last reason, and when each worker may try again."""
+
+    failures: int = 0
+    reason: str = ""
+    until: dict[str, float] = field(default_factory=dict)
+
+
+class Coordinator:
+    """The rules for one plan, `offer`. RefusedError: the caller is wrong and asking again will not help."""
+
+    def __init__(self, offer: Welcome, limits: Limits, now: float) -> None:
+        self.offer, self.limits = offer, limits
+        self.demand = Demand(offer)
+        self.ledger = Ledger(self.demand.reopen)
+        self.counts = dict.fromkeys(("registered", "samples", "rejected", "refused", "lost", "failed"), 0)
+        self._troubles: dict[UnitId, _Trouble] = {}
+        self._recent: deque[tuple[float, int]] = deque()  # when, samples registered
+        self._start = self._swept = now
+
+    # What workers say.
+
+    def lease(self, said: Lease, now: float) -> Granted:
+        """Take note of all that a worker has, name what it may forget, and give it units to encode."""
+        self._sweep(now)
+        self._check_worker(said.worker, said.plan, said.encoder)
+        worker = self.ledger.meet(said.worker, said.address, now)
+        self._relearn(said, worker, now)
+        forget = [unit for unit in said.holding if unit not in worker.holds]
+        forget += [unit for unit in said.encoding if self._in_vain(unit, said.worker)]
+        units = self._choose(said, now) if said.room > 0 else []
+        for unit in units:
+            self.ledger.lease(unit, said.worker, now)
+        return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s)
+
+    def register(self, said: Register, now: float) -> Answer:
+        """A worker holds a unit. The first to say so wins; another is told to forget its own."""
+        self._sweep(now)
+        self.demand.check(said.unit)
+        self._check_worker(said.worker, said.plan, self.offer.encoder)
+        worker = self.ledger.meet(said.worker, said.address, now)
+        worker.encodes.pop(said.unit, None)
+        holder = self.ledger.held.get(said.unit)
+        if holder and holder.worker == said.worker:
+            return Answer(True)
+        if holder or not self.demand.wanted(said.unit):
+            self.ledger.unlease(said.unit, said.worker)
+            self.counts["refused"] += 1
+            return Answer(False, f"{said.unit} is {f'held by {holder.worker}' if holder else 'not wanted any longer'}")
+        self._hold(said.unit, said.worker, said.bytes)
+        self.counts["registered"] += 1
+        self.counts["samples"] += said.samples
+        self.counts["rejected"] += said.rejected
+        self._recent.append((now, said.samples))
+        return Answer(True)
+
+    def failed(self, said: Failed, now: float) -> Answer:
+        """A worker could not make a unit: others go first, and each failure makes the pause longer."""
+        self.demand.check(said.unit)
+        self.counts["failed"] += 1
+        if said.worker in self.ledger.workers:
+            self.ledger.workers[said.worker].encodes.pop(said.unit, None)
+        self.ledger.unlease(said.unit, said.worker)
+        trouble = self._trouble(said.unit)
+        trouble.failures += 1
+        trouble.reason = f"making it failed {trouble.failures} times, last {said.worker}: {said.reason}"
+        first, longest = _RETRY_S
+        trouble.until[said.worker] = now + min(longest, first * 2.0 ** min(trouble.failures - 1, 10))
+        return Answer(True)
+
+    # What trainers say.
+
+    def hello(self, said: Hello, now: float) -> Welcome:
+        """A trainer is at `step`: its units are wanted from there on, also those it once had."""
+        self._sweep(now)
+        self.demand.known(said.trainer, said.incarnation, now)
+        if said.step < 0:
+            raise RefusedError(f"trainer {said.trainer}: step {said.step} is negative")
+        self.demand.place(said.trainer, said.incarnation, said.step, now)
+        self._prune()
+        return self.offer
+
+    def locate(self, said: Locate, now: float) -> Located:
+        """Where a unit is. One that is nowhere is made before all others from now on."""
+        self._sweep(now)
+        self.demand.check(said.unit)
+        trainer = self.demand.known(said.trainer, said.incarnation, now)
+        if trainer is None:
+            self.demand.place(said.trainer, said.incarnation, said.step, now)
+        elif said.step > trainer.step:
+            trainer.step = said.step
+        held = self.ledger.held.get(said.unit)
+        if held:
+            self.demand.asked.pop(said.unit, None)
+            return Located(self.ledger.workers[held.worker].address)
+        self.demand.asked[said.unit] = now
+        return Located("", self._why(said.unit))
+
+    def ack(self, said: Ack, now: float) -> Answer:
+        """A trainer will not go back to its steps through `through`."""
+        self._sweep(now)
+        trainer = self.demand.known(said.trainer, said.incarnation, now)
+        if trainer is None:
+            self.demand.place(said.trainer, said.incarnation, said.through + 1, now)
+        elif said.through > trainer.acked:
+            trainer.acked, trainer.step = said.through, max(trainer.step, said.through + 1)
+        else:
+            return Answer(True)
+        self._prune()
+        return Answer(True)
+
+    def lost(self, said: Lost, now: float) -> Answer:
+        """A holder did not deliver: it forgets the unit, and another worker makes it, at once."""
+        self._sweep(now)
+        self.demand.check(said.unit)
+        held = self.ledger.held.get(said.unit)
+        if held is None or self.ledger.workers[held.worker].address != said.address:
+            return Answer(False, f"{said.unit} is not held at {said.address}")
+        self.counts["lost"] += 1
+        self.ledger.drop(said.unit)
+        self.demand.asked[said.unit] = now
+        trouble = self._trouble(said.unit)
+        trouble.until[held.worker] = now + self.limits.lease_s
+        trouble.reason = f"{held.worker} did not deliver it"
+        return Answer(True)
+
+    def status(self, now: float) -> dict[str, object]:
+        """Counters for people."""
+        self._sweep(now)
+        held = self.ledger.held
+        samples = sum(count for _, count in self._recent)
+        return {
+            "plan": self.offer.plan,
+            "encoder": self.offer.encoder,
+            "units_a_step": self.offer.units,
+            "units_ahead": sum(u.stream == "train" and self.demand.distance(u) is not None for u in held),
+            "units_behind": sum(u.stream == "train" and self.demand.distance(u) is None for u in held),
+            "units_kept": sum(u.stream != "train" for u in held),
+            "units_to_keep": len(self.demand.kept),
+            "leases": len(self.ledger.leased),
+            "waiting": len(self.demand.asked),
+            "bytes_ahead": self.ledger.bytes,
+            "horizon_bytes": self.limits.horizon_bytes,
+            "images_per_s": round(samples / max(1e-3, min(_RATE_S, now - self._start)), 3),
+            "workers": {name: round(now - worker.seen, 3) for name, worker in self.ledger.workers.items()},
+            "trainers": {name: trainer.step for name, trainer in self.demand.trainers.items()},
+            "troubles": {str(unit): trouble.reason for unit, trouble in self._troubles.items()},
+            "silenced": self.ledger.silenced,
+            **self.counts,
+        }
+
+    # What follows from it.
+
+    def _choose(self, said: Lease, now: float) -> list[UnitId]:
+        """Up to `room` free units. The horizon holds back only what nobody waits for and is after the next step."""
+        chosen: list[UnitId] = []
+
+        def free(unit: UnitId) -> bool:
+            return not self.ledger.busy(unit) and unit not in chosen and self._may(said.worker, unit, now)
+
+        for unit in self.demand.candidates(self.ledger.busy, free):
+            distance = self.demand.distance(unit) or 0
+            if unit not in self.demand.asked and unit.stream == "train":
+                if self._starting(now):
+                    break
+                if distance >= 2 * self.offer.units and (said.full or not self._fits(distance, len(chosen))):
+                    break
+            chosen.append(unit)
+            if len(chosen) >= said.room:
+                break
+        return chosen
+
+    def _fits(self, distance: int, more: int) -> bool:
+        """Whether the horizon has room for a unit needed in `distance`, and `more` before it.
+
+        Units of steps already trained make room first, then units needed later.
+        """
+        ledger = self.ledger
+        while not ledger.mean or ledger.ahead + ledger.mean * (more + 1) > self.limits.horizon_bytes:
+            held = [(self._worth(unit), unit) for unit in ledger.held if unit.stream == "train"]
+            worth, least = min(held, default=((1, 0), None))
+            if least is None or worth >= (0, -distance):
+                return False
+            ledger.drop(least)
+        return True
+
+    def _worth(self, unit: UnitId) -> tuple[int, int]:
+        """Sorts the training units held: what was trained before what is still needed, and that by how soon."""
+        distance = self.demand.distance(unit)
+        return (-1, unit.step) if distance is None else (0, -distance)
+
+    def _starting(self, now: float) -> bool:
+        """Whether those who knew an earlier coordinator may not have spoken yet."""
+        return not self.demand.trainers and now - self._start < self.limits.lease_s
+
+    def _may(self, worker: str, unit: UnitId, now: float) -> bool:
+        """Whether `worker` may try `unit`: others go first after it failed, or lost it and there are others."""
+        trouble = self._troubles.get(unit)
+        if trouble is None or (not trouble.failures and len(self.ledger.workers) == 1):
+            return True
+        return now >= trouble.until.get(worker, -math.inf)
+
+    def _relearn(self, said: Lease, worker: Worker, now: float) -> None:
+        """Make what is known of a worker equal to what it says."""
+        holding, encoding = set(said.holding), set(said.encoding)
+        for unit in worker.holds - holding:
+            self.ledger.drop(unit)
+        worker.discards &= holding
+        for unit in holding - worker.holds - worker.discards - self.ledger.held.keys():
+            if self.demand.useful(unit):
+                self._hold(unit, said.worker, said.bytes // len(holding))
+        for unit in worker.encodes.keys() - encoding:
+            del worker.encodes[unit]
+            self.ledger.unlease(unit, said.worker)
+        for unit in encoding - worker.encodes.keys() - worker.holds:
+            if not self.ledger.busy(unit) and self.demand.wanted(unit):
+                self.ledger.lease(unit, said.worker, now)
+        if self._starting(now):
+            self.demand.begin(min((u.step for u in self.ledger.held if u.stream == "train"), default=0))
+
+    def _in_vain(self, unit: UnitId, worker: str) -> bool:
+        holder = self.ledger.held.get(unit)
+        return holder.worker != worker if holder else not self.demand.wanted(unit)
+
+    def _hold(self, unit: UnitId, worker: str, size: int) -> None:
+        self.ledger.hold(unit, worker, size)
+        self.demand.asked.pop(unit, None)
+        self._troubles.pop(unit, None)
+
+    def _prune(self) -> None:
+        """Forget what no trainer needs any longer."""
+        for unit in [unit for unit in self.ledger.held if not self.demand.useful(unit)]:
+            self.ledger.drop(unit)
+        for unit, worker in [(u, w) for u, w in self.ledger.leased.items() if not self.demand.wanted(u)]:
+            self.ledger.unlease(unit, worker)
+        for unit in [unit for unit in self._troubles if not self.demand.wanted(unit)]:
+            del self._troubles[unit]
+
+    def _check_worker(self, name: str, plan: str, encoder: str) -> None:
+        for what, said, ours in (("plan", plan, self.offer.plan), ("encoder", encoder, self.offer.encoder)):
+            if said != ours:
+                raise RefusedError(f"{name}: its {what} is {said}, the coordinator's is {ours}; start it anew")
+
+    def _trouble(self, unit: UnitId) -> _Trouble:
+        if len(self._troubles) >= _TROUBLES and unit not in self._troubles:
+            del self._troubles[next(iter(self._troubles))]
+        return self._troubles.setdefault(unit, _Trouble())
+
+    def _why(self, unit: UnitId) -> str:
+        if unit in self.ledger.leased:
+            return f"{self.ledger.leased[unit]} is encoding it"
+        if unit in self._troubles:
+            return self._troubles[unit].reason
+        return "no worker is free" if self.ledger.workers else "no worker has reported yet"
+
+    def _sweep(self, now: float) -> None:
+        """See who has fallen silent; at most a few times a lease, since it looks at everything."""
+        if now - self._swept < min(0.25, self.limits.lease_s / 8):
+            return
+        self._swept = now
+        ledger = self.ledger
+        for name in [name for name, worker in ledger.workers.items() if now - worker.seen > self.limits.lease_s]:
+            ledger.silence(name)
+        for name, worker in ledger.workers.items():
+            for unit in [unit for unit, since in worker.encodes.items() if now - since > self.limits.late_s]:
+                ledger.unlease(unit, name)
+        if self.demand.sweep(now, self.limits.trainer_s):
+            self._prune()
+        while self._recent and now - self._recent[0][0] > _RATE_S:
+            self._recent.popleft()

@@ -1,0 +1,127 @@
+"""The coordinator behind Arrow Flight: one action a message, and a wait for units that are not ready yet."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.flight as flight
+
+from producer.api.channel import MESSAGE_LIMIT, RefusedError, gate, refusal
+from producer.api.protocol import (
+    Ack,
+    Answer,
+    Failed,
+    Hello,
+    Lease,
+    Locate,
+    Located,
+    Lost,
+    ProtocolError,
+    Register,
+    Welcome,
+    decode,
+    encode,
+)
+from producer.api.unit import UnitId
+from producer.coordinator import Coordinator, Limits
+
+log = logging.getLogger(__name__)
+
+# The longest a trainer's question is held; it asks again.
+WAIT_S = 20.0
+
+
+class CoordinatorServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Listens on `host`:`port` (0: any free one) from construction to `stop`."""
+
+    def __init__(self, offer: Welcome, limits: Limits, *, host: str, port: int, token: str) -> None:
+        self._rules = Coordinator(offer, limits, time.monotonic())
+        self._lock = threading.Lock()
+        self._waiting: dict[UnitId, list[threading.Condition]] = {}
+        self._stopped = False
+        self._answers: dict[str, Callable[[bytes], object]] = {
+            "lease": self._lease,
+            "register": self._register,
+            "failed": lambda raw: self._locked(self._rules.failed, decode(Failed, raw)),
+            "hello": lambda raw: self._locked(self._rules.hello, decode(Hello, raw)),
+            "locate": self._locate,
+            "ack": lambda raw: self._locked(self._rules.ack, decode(Ack, raw)),
+            "lost": lambda raw: self._locked(self._rules.lost, decode(Lost, raw)),
+        }
+        super().__init__(**gate(host, port, token))
+        self.address = f"{host}:{self.port}"
+
+    def do_action(self, context: object, action: flight.Action) -> list[bytes]:
+        """Answer one message; whatever goes wrong leaves as a reason, never as a traceback."""
+        if action.body.size > MESSAGE_LIMIT:
+            raise refusal(f"a message of {action.body.size} bytes; at most {MESSAGE_LIMIT} are taken")
+        raw = action.body.to_pybytes()
+        try:
+            if action.type == "status":
+                return [json.dumps(self.status()).encode()]
+            if action.type not in self._answers:
+                raise RefusedError(f"no action {action.type[:80]!r}; there are {sorted(self._answers)} and status")
+            return [encode(self._answers[action.type](raw))]
+        except (RefusedError, ProtocolError) as error:
+            raise refusal(str(error)) from None
+        except Exception:
+            log.exception("%s failed", action.type)
+            raise flight.FlightInternalError("internal error; see the coordinator's log") from None
+
+    def status(self) -> dict[str, object]:
+        """Counters for people."""
+        with self._lock:
+            return self._rules.status(time.monotonic())
+
+    def stop(self) -> None:
+        """End the waits, then the server; returns within a second or two."""
+        with self._lock:
+            self._stopped = True
+            for unit in list(self._waiting):
+                self._wake(unit)
+        self.shutdown()
+
+    def _locked(self, rule: Callable[[Any, float], object], message: object) -> object:
+        with self._lock:
+            return rule(message, time.monotonic())
+
+    def _lease(self, raw: bytes) -> object:
+        message = decode(Lease, raw)
+        with self._lock:
+            granted = self._rules.lease(message, time.monotonic())
+            for unit in message.holding:
+                self._wake(unit)
+            return granted
+
+    def _register(self, raw: bytes) -> Answer:
+        message = decode(Register, raw)
+        with self._lock:
+            answer = self._rules.register(message, time.monotonic())
+            self._wake(message.unit)
+            return answer
+
+    def _locate(self, raw: bytes) -> Located:
+        message = decode(Locate, raw)
+        end = time.monotonic() + min(max(message.wait_s, 0.0), WAIT_S)
+        with self._lock:
+            while True:
+                found = self._rules.locate(message, time.monotonic())
+                left = end - time.monotonic()
+                if found.address or left <= 0 or self._stopped:
+                    return found
+                self._wait(message.unit, left)
+
+    def _wait(self, unit: UnitId, seconds: float) -> None:
+        mine = threading.Condition(self._lock)
+        self._waiting.setdefault(unit, []).append(mine)
+        if not mine.wait(seconds):
+            self._waiting[unit].remove(mine)
+            if not self._waiting[unit]:
+                del self._waiting[unit]
+
+    def _wake(self, unit: UnitId) -> None:
+        for waiting in self._waiting.pop(unit, []):
+            waiting.notify()
