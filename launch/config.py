@@ -27,16 +27,22 @@ def load(kind: type[T], path: Path, overrides: list[str]) -> T:
     return build(kind, fill(tree, tree))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The table at `path`, laid over the file that its `extends` names."""
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The table at `path`, laid over the file that its `extends` names; `above` are the files that led here."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: extends itself, through {' and '.join(map(str, above))}")
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     base = table.pop("extends", None)
-    return merge(read(path.parent / base), table) if base else table
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: {base!r} is no file's name")
+    return merge(read(path.parent / base, (*above, path.resolve())), table)
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def override(tree: dict[str, Any], item: str) -> None:
     """Set one `key.path=value` in `tree`; the value is TOML, a bare word is a string."""
-    path, equals, text = item.partition("=")
+    path, equals, text = (part.strip() for part in item.partition("="))
     if not equals or not path:
         raise ConfigError(f"override {item!r}: write it as key.path=value")
     *parents, last = path.split(".")
@@ -61,30 +67,38 @@ def override(tree: dict[str, Any], item: str) -> None:
         tree[last] = text
 
 
-def fill(value: Any, tree: dict[str, Any]) -> Any:
-    """`value` with every `${section.key}` in its strings replaced by that setting of `tree`."""
+def fill(value: Any, tree: dict[str, Any], above: tuple[str, ...] = ()) -> Any:
+    """`value` with every `${section.key}` in its strings replaced by that setting of `tree`, filled in turn.
+
+    `above` are the settings that led here.
+    """
     if isinstance(value, dict):
-        return {key: fill(item, tree) for key, item in value.items()}
+        return {key: fill(item, tree, above) for key, item in value.items()}
     if isinstance(value, list):
-        return [fill(item, tree) for item in value]
+        return [fill(item, tree, above) for item in value]
     if isinstance(value, str):
-        return re.sub(r"\$\{([\w.]+)\}", lambda match: str(_lookup(match[1], tree)), value)
+        return re.sub(r"\$\{([^{}]*)\}", lambda match: _lookup(match[1], tree, above), value)
     return value
 
 
-def _lookup(path: str, tree: Any) -> Any:
+def _lookup(path: str, tree: dict[str, Any], above: tuple[str, ...]) -> str:
+    found: Any = tree
     for name in path.split("."):
-        if not isinstance(tree, dict) or name not in tree:
-            raise ConfigError(f"${{{path}}}: no such setting")
-        tree = tree[name]
-    return tree
+        if not isinstance(found, dict) or name not in found:
+            raise ConfigError(f"${{{path}}}: no such setting in the file")
+        found = found[name]
+    if isinstance(found, dict | list):
+        raise ConfigError(f"${{{path}}}: a table or list cannot stand inside a string")
+    if path in above:
+        raise ConfigError(f"${{{path}}}: stands for itself, through {' and '.join(above)}")
+    return str(fill(found, tree, (*above, path)))
 
 
 def build(kind: type[T], tree: dict[str, Any]) -> T:
     """`tree` as a `kind`; every wrong setting is named in one ConfigError, a line each."""
     try:
         # Through JSON: its strict mode turns lists into tuples and strings into paths, and coerces nothing else.
-        return kind.model_validate_json(json.dumps(tree), strict=True)
+        return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         lines = [_said(kind, item) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
@@ -99,7 +113,8 @@ def _said(kind: type[BaseModel], item: Any) -> str:
         return f"{path}: required, not set"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{path}: {message}" if path else message
+        # Checks across a section's fields name the field themselves.
+        return f"{path}: {message}" if path and not message.startswith(f"{path}.") else message
     return f"{path}: {message[0].lower()}{message[1:]}, got {item['input']!r}"
 
 
