@@ -1,0 +1,205 @@
+"""Write the smoke corpus: real photographs, rendered text, and bad input that curation must find.
+
+    python launch/make_corpus.py OUT
+
+OUT gets webdataset tars (NAME.jpg or .png, NAME.txt with the raw caption, for some NAME.json with a longer one) and
+planted.json, which says of every bad sample which operator has to drop it and why. The bytes are the same every time.
+"""
+
+import importlib.util
+import io
+import json
+import os
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from launch.lettering import SIGNS, draw
+from launch.photographs import PHOTOGRAPHS, Crop
+
+_SHARDS = 5
+_FONT = "fonts/NotoSansCJKsc-Regular.otf"
+# Stored sideways with an EXIF note, as phones do.
+_TURNED = "coffee-06"
+_ORIENTATION = 0x0112
+
+
+class CorpusError(ValueError):
+    """A package that the corpus is made from is not installed."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a tar: its members by ending, in the order in which they are written."""
+
+    stem: str
+    members: dict[str, bytes]
+    planted: tuple[str, str] | None = None  # the operator that must drop it, and why
+
+
+def make_corpus(out: Path) -> dict[str, int]:
+    """Write the corpus to `out` and say how many good and bad samples it holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    good = list(_photographs())
+    shards = {f"photographs-{n:05d}": good[n::_SHARDS] for n in range(_SHARDS)}
+    # Their originals come before them in name, so that it is the copies that are dropped.
+    for number, item in enumerate(_planted(good)):
+        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(5 * number, item)
+    shards["lettering-00000"] = list(_lettering())
+    for name, items in shards.items():
+        _write_tar(out / f"{name}.tar", items)
+    planted = [
+        {"key": f"{name}/{item.stem}", "operator": item.planted[0], "why": item.planted[1]}
+        for name, items in sorted(shards.items())
+        for item in items
+        if item.planted
+    ]
+    _replace(out / "planted.json", (json.dumps(planted, indent=2) + "\n").encode())
+    return {"good": sum(len(items) for items in shards.values()) - len(planted), "bad": len(planted)}
+
+
+def _photographs() -> Iterator[Item]:
+    for photograph in PHOTOGRAPHS:
+        with Image.open(_package(photograph.package) / photograph.file) as opened:
+            whole = opened.convert("L" if opened.mode == "L" else "RGB")
+        name = Path(photograph.file).stem.replace("_", "-")
+        shape = "square" if whole.width == whole.height else "wide" if whole.width > whole.height else "tall"
+        yield _item(f"{name}-00", whole, photograph.whole, f"A {shape} photograph. {photograph.whole}", 0)
+        for number, crop in enumerate(photograph.crops, start=1):
+            part = whole.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+            where = _where(crop, whole.width, whole.height)
+            long = f"{crop.shows} It is {where} of a larger photograph: {photograph.whole}"
+            yield _item(f"{name}-{number:02d}", part, crop.shows, long, number)
+
+
+def _where(crop: Crop, width: int, height: int) -> str:
+    across = (crop.left + crop.width / 2) / width
+    down = (crop.top + crop.height / 2) / height
+    side = "left" if across < 0.4 else "right" if across > 0.6 else ""
+    level = "upper" if down < 0.4 else "lower" if down > 0.6 else ""
+    return "the " + (" ".join(word for word in (level, side) if word) or "middle") + " part"
+
+
+def _lettering() -> Iterator[Item]:
+    font = _package("mplfonts") / _FONT
+    for number, sign in enumerate(SIGNS):
+        yield _item(f"sign-{number:02d}", draw(sign, font), sign.caption, sign.recaption, number)
+
+
+def _item(stem: str, picture: Image.Image, caption: str, recaption: str, number: int) -> Item:
+    """A good sample: every third is a PNG, two of three have a second caption."""
+    small = picture.width * picture.height < 400_000
+    image = {"png": _png(picture)} if number % 3 == 2 and small else {"jpg": _jpeg(picture, turned=stem == _TURNED)}
+    members = image | {"txt": f"{caption}\n".encode()}
+    if number % 3 != 1:
+        members["json"] = json.dumps({"captions": {"recaption": recaption}}, ensure_ascii=False).encode()
+    return Item(stem, members)
+
+
+def _planted(good: list[Item]) -> Iterator[Item]:
+    """One sample of every kind of bad input."""
+    photographs = {item.stem: item for item in good}
+    coffee = photographs["coffee-01"].members["jpg"]
+    retina = photographs["retina-00"].members["jpg"]
+    text = {"txt": b"A planted sample.\n"}
+    yield Item("truncated", {"jpg": coffee[: len(coffee) // 2]} | text, ("broken", "half a JPEG"))
+    yield Item("zero", {"jpg": b""} | text, ("broken", "a file of no bytes"))
+    yield Item("bomb", {"png": _bomb(30_000)} | text, ("broken", "a small PNG of 900 million pixels"))
+    yield Item("lying", {"jpg": b"<html><body>404 Not Found</body></html>\n" * 80} | text, ("broken", "HTML as .jpg"))
+    yield Item("archive", {"bin": bytes(4096)} | text, ("broken", "no image at all"))
+    yield Item("flat", {"png": _png(Image.new("RGB", (320, 320), "grey"))} | text, ("file_size", "a single colour"))
+    yield Item("thumbnail", {"jpg": _jpeg(_open(coffee).resize((200, 200)))} | text, ("resolution", "200 x 200 pixels"))
+    gbk = {"jpg": photographs["china-03"].members["jpg"], "txt": "昆明湖边的红色宝塔".encode("gbk")}
+    yield Item("gbk", gbk, ("caption", "a caption in GBK, not UTF-8"))
+    yield Item("silent", {"jpg": photographs["rocket-03"].members["jpg"]}, ("caption", "no caption"))
+    yield Item(
+        "blank", {"jpg": photographs["rocket-04"].members["jpg"], "txt": b" \n"}, ("caption", "a caption of spaces")
+    )
+    yield Item("zz-again", photographs["astronaut-01"].members, ("exact_duplicate", "astronaut-01, the same bytes"))
+    smaller = _open(retina).resize((1300, 1300), Image.Resampling.LANCZOS)
+    why = ("near_duplicate", "retina-00, 8 % smaller and encoded again")
+    yield Item("zz-alike", {"jpg": _jpeg(smaller, quality=60)} | text, why)
+
+
+def _bomb(side: int) -> bytes:
+    """A valid PNG of side x side black pixels: about a thousandth of its decoded size."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = side.to_bytes(4, "big") * 2 + bytes((1, 0, 0, 0, 0))
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big") for kind, body in chunks
+    )
+
+
+def _open(raw: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(raw))
+
+
+def _jpeg(picture: Image.Image, *, quality: int = 90, turned: bool = False) -> bytes:
+    out = io.BytesIO()
+    if turned:
+        exif = Image.Exif()
+        exif[_ORIENTATION] = 6
+        picture.transpose(Image.Transpose.ROTATE_90).save(out, "JPEG", quality=quality, exif=exif)
+    else:
+        picture.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _package(path: str) -> Path:
+    """A folder inside an installed package, without importing it."""
+    name, _, inside = path.partition("/")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise CorpusError(f"the package {name} is not installed; pip install -e '.[smoke]'")
+    return Path(found.submodule_search_locations[0]) / inside
+
+
+def _write_tar(path: Path, items: list[Item]) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for item in items:
+            for ending, content in item.members.items():
+                member = tarfile.TarInfo(f"{item.stem}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    _replace(path, out.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write aside and rename; a file that is the same already is left alone, and with it all that was scored of it."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        made = make_corpus(Path(sys.argv[1]))
+    except (CorpusError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"{sys.argv[1]}: {made['good']} good samples, {made['bad']} planted bad ones")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
