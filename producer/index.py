@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from producer.digest import hash_file
 from producer.lock import exclusive
 
 VERSION = 1
@@ -196,12 +197,6 @@ def _verified(generation: Path) -> dict[str, Any]:
 def _id(said: dict[str, Any]) -> str:
     made_from = json.dumps([said[name] for name in ("version", "rows", "sha256", "tokenizer", "operators")])
     return hashlib.sha256(made_from.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of the file at `path`, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Ray for as long as some work takes: a private cluster on this machine, or one that is running already."""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+# A Unix socket's path holds 107 characters (unix(7)); Ray puts 63 after its temporary folder.
+_MAX_TEMP = 107 - 63
+_CONNECT_S = 10.0
+
+
+class ClusterError(ValueError):
+    """The cluster at an address does not answer."""
+
+
+@contextmanager
+def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[None]:
+    """Ray at `address` ("local" starts a private one on the loopback, "auto" or host:port joins one).
+
+    A private cluster ends with the block, whatever ends it. `setting` names the address in errors.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address != "local":
+        _answer(address, setting)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(f"{setting}: no Ray cluster at {address}: {error}") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    temp = _short_folder()
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=object_store_bytes,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=temp,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="ink-")
+    if len(folder) > _MAX_TEMP:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="ink-", dir="/tmp")
+    return folder
+
+
+def _answer(address: str, setting: str) -> None:
+    """Ray itself waits minutes for an address where nobody listens."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        with contextlib.closing(socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S)):
+            pass
+    except OSError as error:
+        raise ClusterError(f"{setting}: nobody answers at {address} ({error}); is the cluster up?") from None

@@ -1,0 +1,165 @@
+"""Scores of one shard: what a task does, and the file it leaves.
+
+A shard's samples are decoded once, in fixed batches, and every operator that judges single samples sees them. The file
+is written aside and renamed, and named by everything its content depends on: a file that is there is never wrong.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from producer.operator.judgement import SIDE, Picture, Sample
+from producer.operator.near_duplicate import hash_pixels
+from producer.operator.stage import OperatorsConfig, Stage, build_stage, scoring
+from producer.picture import PictureError, decode
+from producer.source.reader import SourceConfig, open_source
+from producer.source.shard import RawSample, Reader, Shard, SourceError
+
+_CAPTION = pa.struct([("split", pa.string()), ("text", pa.string())])
+_FACTS = [
+    ("key", pa.string()),
+    ("shard", pa.string()),
+    ("member", pa.string()),
+    ("offset", pa.int64()),
+    ("size", pa.int64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("sha256", pa.string()),
+    ("phash", pa.uint64()),
+    ("dhash", pa.uint64()),
+    ("captions", pa.list_(_CAPTION)),
+]
+
+
+class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """What is the same for every shard of a run."""
+
+    source: SourceConfig
+    operators: OperatorsConfig
+    scores: Path  # folder of score files
+    batch: int  # samples that operators see at a time
+
+
+def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
+    """Where the scores of `shard` by the operators of `fingerprint` are kept."""
+    content = json.dumps([job.source.kind, str(job.source.path), *shard])
+    return job.scores / fingerprint[:16] / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
+
+
+def fingerprint(job: Job, stage: Stage) -> str:
+    """A hash of all that scores depend on besides the shard."""
+    said = json.dumps([scoring(job.operators, stage), job.batch], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def read_scores(path: Path) -> pa.Table | None:
+    """The score file at `path`, None if there is none or it is damaged."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True, memory_map=True)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
+    """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not."""
+    cv2.setNumThreads(1)
+    shard = Shard(*json.loads(row["shard"]))
+    shard = shard._replace(members=tuple(shard.members))
+    reader, stage, batch = _opened(job)
+    try:
+        table = _score(reader, shard, stage, batch)
+        write_scores(table, Path(row["path"]))
+    except (SourceError, OSError) as error:
+        return {"shard": shard.name, "samples": 0, "error": str(error)}
+    return {"shard": shard.name, "samples": table.num_rows, "error": ""}
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(job: str) -> tuple[Reader, Stage, int]:
+    """Once a worker process, so that models are loaded once."""
+    settings = Job.model_validate_json(job, strict=True)
+    return open_source(settings.source), build_stage(settings.operators), settings.batch
+
+
+def write_scores(table: pa.Table, path: Path) -> None:
+    """Write aside and rename, so that a file of this name is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{uuid4().hex}")
+    try:
+        pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _score(reader: Reader, shard: Shard, stage: Stage, batch: int) -> pa.Table:
+    judged = [(f"{kind}.{one.name}", type) for one in stage.single for kind, type in _JUDGED]
+    rows: list[dict[str, Any]] = []
+    found = reader.samples(shard)
+    while raw := list(islice(found, batch)):
+        rows += _score_batch(reader, raw, stage)
+    return pa.Table.from_pylist(rows, schema=pa.schema([*_FACTS, *judged]))
+
+
+_JUDGED = (("score", pa.float64()), ("note", pa.string()))
+
+
+def _score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
+    rows, samples = zip(*(_look(reader, one, stage) for one in raw), strict=True)
+    scores = [one.score(samples) for one in stage.single]
+    for position, row in enumerate(rows):
+        for one, judged in zip(stage.single, scores, strict=True):
+            row[f"score.{one.name}"], row[f"note.{one.name}"] = judged[position]
+        yield row
+
+
+def _look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:
+    """Read and decode one sample: its row of facts, and what operators see."""
+    row: dict[str, Any] = {
+        "key": raw.key,
+        "shard": raw.shard,
+        "member": raw.member,
+        "offset": raw.offset,
+        "size": raw.size,
+        "captions": [{"split": split, "text": text} for split, text in sorted(raw.captions.items())],
+        "width": 0,
+        "height": 0,
+        "sha256": "",
+        "phash": 0,
+        "dhash": 0,
+    }
+    if raw.fault:
+        return row, Sample(raw, None, raw.fault)
+    if raw.size > stage.broken.limits.bytes:
+        return row, Sample(raw, None, f"{raw.size} bytes, the limit is {stage.broken.limits.bytes}")
+    content = reader.read(raw.shard, raw.member, raw.offset, raw.size)
+    row["sha256"] = hashlib.sha256(content).hexdigest()
+    try:
+        image = decode(content, stage.broken.limits)
+    except PictureError as error:
+        return row, Sample(raw, None, str(error))
+    picture = Picture(*image.size, _reduced(np.asarray(image)))
+    row["width"], row["height"] = image.size
+    row["phash"], row["dhash"] = hash_pixels(picture.pixels)
+    return row, Sample(raw, picture)
+
+
+def _reduced(pixels: np.ndarray) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = SIDE / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
