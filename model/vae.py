@@ -27,7 +27,7 @@ class ImageVae:
         if not (folder / "config.json").is_file():
             raise VaeError(f"{folder}: no config.json, so no VAE folder")
         self.dtype, self.device = dtype, torch.device(device)
-        self._net = AutoencoderKLQwenImage.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        self._net = AutoencoderKLQwenImage.from_pretrained(folder, dtype=dtype, local_files_only=True)
         self._net.requires_grad_(False).eval().to(self.device)
         config = self._net.config
         self.channels: int = config.z_dim
