@@ -1,0 +1,337 @@
+"""Units from the producers over Arrow Flight, pulled ahead of need by a thread.
+
+Workers and coordinator may be killed, frozen or restarted: that costs waiting, up to `wait_s` for one unit, and nothing
+else. Every call has a deadline, and a watchdog cancels a transfer that began and does not end.
+"""
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.flight as flight
+from pydantic import BaseModel, Field, model_validator
+
+from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, meaning, read_registry
+from producer.api.malloc import tune
+from producer.api.protocol import Ack, Answer, Hello, Locate, Located, Lost, ProtocolError, Welcome
+from producer.api.unit import UnitError, UnitId, header_of
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_POLL_S = 1.0  # how long the coordinator holds a question before it says "not yet"
+_PAUSE_S = 0.2  # before the next try after nobody answered
+_WATCH_S = 0.1
+_CLOSE_S = 2.0
+
+
+class SourceError(ValueError):
+    """The producers cannot be reached, refuse this trainer, or did not deliver in time; the message says which."""
+
+
+class PullConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """Where the producers are, and how long to wait for them."""
+
+    registry: Path | None = None  # the file in which a fleet says where its coordinator listens; or ...
+    address: str = ""  # ... host:port of the coordinator
+    token: Path | None = None  # the fleet's token file; with a registry, `token` beside it unless set
+    prefetch: int = Field(default=8, ge=1)  # units pulled ahead of need by each model-parallel group
+    start_s: float = Field(default=30.0, gt=0)  # for the producers' first answer
+    call_s: float = Field(default=8.0, gt=0)  # deadline of any one call; a unit must get through in it
+    stall_s: float = Field(default=5.0, gt=0)  # for a unit's data once its transfer has begun
+    wait_s: float = Field(default=600.0, gt=0)  # for one unit, through all retries
+
+    @model_validator(mode="after")
+    def _says_where(self) -> "PullConfig":
+        if (self.registry is None) == (not self.address):
+            raise ValueError(
+                "pull.registry: give the fleet's registry file here, or its coordinator's host:port in pull.address, "
+                "and not both"
+            )
+        return self
+
+    @property
+    def token_file(self) -> Path | None:
+        return self.token or (self.registry.with_name("token") if self.registry else None)
+
+
+class Producers:
+    """The conversation with coordinator and workers, one try a call; any thread may use it."""
+
+    def __init__(self, config: PullConfig, trainer: str, incarnation: int) -> None:
+        tune()
+        self.config, self.trainer, self.incarnation = config, trainer, incarnation
+        self.welcome: Welcome | None = None
+        self.step = 0  # being trained
+        self._lock = threading.Lock()
+        self._coordinator: Channel | None = None
+        self._holders: dict[str, Channel] = {}
+        self._reads: dict[flight.FlightStreamReader, float] = {}  # those begun, and when
+
+    @property
+    def where(self) -> str:
+        """Where the coordinator is looked for, for people."""
+        if self.config.registry is None:
+            return self.config.address
+        try:
+            return f"{read_registry(self.config.registry)} (from {self.config.registry})"
+        except RegistryError as error:
+            return str(error)
+
+    def ask(self, kind: str, message: object, answer: type[T]) -> T:
+        """One question to the coordinator. Raises UnreachableError, RegistryError: worth another try; others not."""
+        wait_s = _POLL_S if kind == "locate" else 0.0
+        channel = self._connect()
+        try:
+            return channel.ask(kind, message, answer, min(self.config.call_s, wait_s + 3.0))
+        except UnreachableError:
+            with self._lock:
+                if self._coordinator is channel:
+                    self._coordinator = None
+            channel.close()
+            raise
+
+    def attempt(self, unit: UnitId) -> tuple[pa.RecordBatch | None, str]:
+        """One try to get `unit`: the unit, or why there is none yet. SourceError if it is in vain."""
+        try:
+            question = Locate(self.trainer, self.incarnation, self.step, unit, _POLL_S)
+            found = self.ask("locate", question, Located)
+        except (UnreachableError, RegistryError) as error:
+            time.sleep(_PAUSE_S)
+            return None, str(error)
+        except (RefusedError, ProtocolError) as error:
+            raise SourceError(str(error)) from None
+        if not found.address:
+            return None, found.reason
+        try:
+            return self._checked(unit, self._read(found.address, unit)), ""
+        except (UnreachableError, RefusedError, UnitError) as error:
+            log.warning("%s not delivered by %s: %s", unit, found.address, error)
+            self._report(unit, found.address)
+            return None, str(error)
+
+    def cancel(self, older_than_s: float) -> None:
+        """End the transfers that began longer ago."""
+        with self._lock:
+            stuck = [reader for reader, since in self._reads.items() if time.monotonic() - since > older_than_s]
+        for reader in stuck:
+            reader.cancel()
+
+    def close(self) -> None:
+        with self._lock:
+            channels = [*self._holders.values(), *([self._coordinator] if self._coordinator else [])]
+            self._holders, self._coordinator = {}, None
+        for channel in channels:
+            channel.close()
+
+    def _connect(self) -> Channel:
+        with self._lock:
+            if self._coordinator is None:
+                registry = self.config.registry
+                self._coordinator = Channel(read_registry(registry) if registry else self.config.address, self._token())
+            return self._coordinator
+
+    def _token(self) -> str:
+        path = self.config.token_file
+        try:
+            return path.read_text().strip() if path else ""
+        except OSError as error:
+            raise RegistryError(f"{path}: {error.strerror}; the producers write their token there") from None
+
+    def _holder(self, address: str) -> Channel:
+        token = self._token()
+        with self._lock:
+            if address not in self._holders:
+                self._holders[address] = Channel(address, token)
+            return self._holders[address]
+
+    def _read(self, address: str, unit: UnitId) -> pa.RecordBatch:
+        try:
+            reader = self._holder(address).open(unit, self.config.call_s)
+            with self._lock:
+                self._reads[reader] = time.monotonic()
+            try:
+                return reader.read_chunk().data
+            except StopIteration:
+                raise UnreachableError(f"{address} sent nothing of {unit}") from None
+            except flight.FlightError as error:
+                raise meaning(error, address) from None
+            finally:
+                with self._lock:
+                    del self._reads[reader]
+        except UnreachableError:
+            with self._lock:
+                gone = self._holders.pop(address, None)
+            if gone:
+                gone.close()
+            raise
+
+    def _checked(self, unit: UnitId, batch: pa.RecordBatch) -> pa.RecordBatch:
+        header = header_of(batch)
+        if header.unit != unit:
+            raise UnitError(f"asked for {unit}, got {header.unit}")
+        said = self.welcome
+        if said and (header.plan, header.encoder) != (said.plan, said.encoder):
+            raise SourceError(
+                f"the producers now serve plan {header.plan} by encoder {header.encoder}; this training began with "
+                f"plan {said.plan} by {said.encoder}: start them with its config, or start the training anew"
+            )
+        return batch
+
+    def _report(self, unit: UnitId, address: str) -> None:
+        try:
+            self.ask("lost", Lost(unit, address), Answer)
+        except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+            log.warning("loss of %s not reported: %s", unit, error)
+
+
+class FlightSource:
+    """What one model-parallel group pulls through: `hello`, then `follow` once, then `next_unit` in that order."""
+
+    def __init__(self, config: PullConfig, trainer: str, incarnation: int) -> None:
+        self.config = config
+        self._producers = Producers(config, trainer, incarnation)
+        self._state = threading.Condition()  # guards what follows
+        self._ready: deque[tuple[UnitId, pa.RecordBatch]] = deque()
+        self._error: SourceError | None = None
+        self._trouble = ""  # why the thread has no unit yet
+        self._ack = self._acked = -1
+        self._closed = False
+        self._puller: threading.Thread | None = None
+        self._watcher = self._run(self._watch)
+        atexit.register(self.close)
+
+    def hello(self, step: int) -> Welcome:
+        """Say that training starts at `step`; what the producers' plan is. SourceError after `start_s`."""
+        deadline = time.monotonic() + self.config.start_s
+        message = Hello(self._producers.trainer, self._producers.incarnation, step)
+        while True:
+            try:
+                self._producers.step = step
+                self._producers.welcome = self._producers.ask("hello", message, Welcome)
+                return self._producers.welcome
+            except (UnreachableError, RegistryError) as error:
+                if time.monotonic() + _PAUSE_S > deadline or self._closed:
+                    raise SourceError(
+                        f"no producers at {self._producers.where} for {self.config.start_s:g} s ({error}); "
+                        f"start them with: python launch/produce.py CONFIG"
+                    ) from None
+                time.sleep(_PAUSE_S)
+            except (RefusedError, ProtocolError) as error:
+                raise SourceError(f"{self._producers.where}: {error}") from None
+
+    def follow(self, schedule: Callable[[int], Sequence[UnitId]], start: int, stop: int) -> None:
+        """Pull the units that `schedule` names for the steps from `start` to before `stop`, ahead of need."""
+        self._puller = self._run(self._pull, schedule, start, stop)
+
+    def next_unit(self, unit: UnitId) -> pa.RecordBatch:
+        """The next unit of the schedule, which is `unit`. SourceError if it does not come within `wait_s`."""
+        deadline = time.monotonic() + self.config.wait_s
+        with self._state:
+            self._producers.step = unit.step
+            while not self._ready:
+                if self._error:
+                    raise self._error
+                if not self._state.wait(deadline - time.monotonic()):
+                    raise self._late(unit, self._trouble)
+            pulled, batch = self._ready.popleft()
+            assert pulled == unit, f"the schedule has {pulled}, asked for {unit}"
+            self._state.notify_all()
+            return batch
+
+    def fetch(self, unit: UnitId) -> pa.RecordBatch:
+        """A unit outside the schedule, pulled now. SourceError if it does not come within `wait_s`."""
+        deadline = time.monotonic() + self.config.wait_s
+        while not self._closed:
+            batch, trouble = self._producers.attempt(unit)
+            if batch is not None:
+                return batch
+            if time.monotonic() > deadline:
+                raise self._late(unit, trouble)
+        raise SourceError(f"{unit}: this source was closed")
+
+    def ack(self, through: int) -> None:
+        """Training will not go back to steps through `through`. Says so in the background, as soon as it can."""
+        with self._state:
+            self._ack = max(self._ack, through)
+            self._state.notify_all()
+        if self._puller is None or not self._puller.is_alive():
+            self._say_ack()
+
+    def close(self) -> None:
+        """End the threads; returns within two seconds, also in the middle of a transfer."""
+        atexit.unregister(self.close)
+        with self._state:
+            self._closed = True
+            self._ready.clear()
+            self._state.notify_all()
+        end = time.monotonic() + _CLOSE_S
+        for thread in filter(None, (self._puller, self._watcher)):
+            while thread.is_alive() and time.monotonic() < end:
+                self._producers.cancel(0.0)
+                thread.join(0.05)
+        self._producers.close()
+
+    def _run(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, name=f"pull{target.__name__}", daemon=True)
+        thread.start()
+        return thread
+
+    def _pull(self, schedule: Callable[[int], Sequence[UnitId]], start: int, stop: int) -> None:
+        try:
+            if all(self._pull_one(unit) for step in range(start, stop) for unit in schedule(step)):
+                self._say_ack()
+        except SourceError as error:
+            with self._state:
+                self._error = error
+                self._state.notify_all()
+
+    def _pull_one(self, unit: UnitId) -> bool:
+        """Append `unit` to those ready, once there is room and it comes; False if the source was closed."""
+        while True:
+            self._say_ack()
+            with self._state:
+                if self._closed:
+                    return False
+                if len(self._ready) >= self.config.prefetch:
+                    self._state.wait(_POLL_S if self._ack > self._acked else None)
+                    continue
+            batch, trouble = self._producers.attempt(unit)
+            with self._state:
+                self._trouble = trouble
+                if batch is not None:
+                    self._ready.append((unit, batch))
+                    self._state.notify_all()
+                    return True
+
+    def _say_ack(self) -> None:
+        """Tell the coordinator how far it may forget; if it is away, a later one says as much."""
+        with self._state:
+            through = self._ack
+        if through <= self._acked:
+            return
+        try:
+            self._producers.ask("ack", Ack(self._producers.trainer, self._producers.incarnation, through), Answer)
+            self._acked = through
+        except (UnreachableError, RegistryError, ProtocolError) as error:
+            log.info("ack through %d not heard: %s", through, error)
+        except RefusedError as error:
+            raise SourceError(str(error)) from None
+
+    def _watch(self) -> None:
+        while not self._closed:
+            self._producers.cancel(self.config.stall_s)
+            with self._state:
+                self._state.wait(_WATCH_S)
+
+    def _late(self, unit: UnitId, trouble: str) -> SourceError:
+        return SourceError(
+            f"{unit} did not come within {self.config.wait_s:g} s from {self._producers.where}: {trouble}; "
+            "see the producers' logs, or raise pull.wait_s"
+        )

@@ -1,0 +1,40 @@
+"""The fleet's settings, apart from fleet.py so that reading them does not import Ray."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+
+class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """How many workers, where they run, how far ahead of the trainers, and when one counts as gone."""
+
+    registry: Path  # says where the coordinator listens, while the fleet runs; trainers read it
+    token: Path | None = None  # the secret on every call, made on first use with mode 0600; none: "token" beside it
+    rejects: Path | None = None  # journal of left-out samples, seen by all workers; none: "rejects.jsonl" beside it
+    logs: Path | None = None  # folder of the workers' logs; none: "logs" beside it
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=0.5, gt=0)  # as Ray counts them; fractions let everything start on 2 cores
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    host: str = "127.0.0.1"  # what coordinator and workers bind to; 0.0.0.0 opens them to other machines
+    port: int = Field(default=0, ge=0, le=65535)  # the coordinator's, kept when it restarts; 0: a free one at start
+    horizon_bytes: int = Field(default=2 << 30, gt=0)  # of units made ahead of the trainers; at least two steps are
+    worker_bytes: int = Field(default=4 << 30, gt=0)  # held by one worker; beyond it only what is needed at once
+    heartbeat_s: float = Field(default=1.0, gt=0)  # between a worker's words
+    lease_s: float = Field(default=15.0, gt=0)  # of silence until a worker's units go to others
+    late_s: float = Field(default=300.0, gt=0)  # on one unit until another worker gets it too
+    start_s: float = Field(default=600.0, gt=0)  # for all workers to load their encoders
+    frozen_s: float = Field(default=600.0, gt=0)  # of silence until a worker is replaced; longer than its start takes
+    address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
+    object_store_mb: int = Field(default=80, ge=80)  # of a local Ray; units never travel through it
+
+    @property
+    def token_file(self) -> Path:
+        return self.token or self.registry.with_name("token")
+
+    @property
+    def rejects_file(self) -> Path:
+        return self.rejects or self.registry.with_name("rejects.jsonl")
+
+    @property
+    def log_folder(self) -> Path:
+        return self.logs or self.registry.with_name("logs")
