@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import Heads, attend
+from model.fused import Rows, add_gated, modulate
 from model.layout import Layout
+from model.norm import HeadNorm
 from model.provider import Provider
-from model.rope import rotate
-
-EPS = 1e-6
 
 
 class Adaln(NamedTuple):
@@ -30,18 +29,8 @@ class Adaln(NamedTuple):
 class Owners(NamedTuple):
     """The sample that each of this rank's rows belongs to, tail rows too."""
 
-    image: Tensor
-    text: Tensor
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor, owner: Tensor) -> Tensor:
-    """LayerNorm(x) * (1 + scale) + shift on tokens [n, d], with the [b, d] rows of each token's sample."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[owner]) + shift[owner]
-
-
-def add_gated(x: Tensor, gate: Tensor, update: Tensor, owner: Tensor) -> Tensor:
-    """x + gate * update on tokens [n, d], with the [b, d] gate row of each token's sample."""
-    return x + gate[owner] * update
+    image: Rows
+    text: Rows
 
 
 def pad(x: Tensor, rows: int) -> Tensor:
@@ -60,7 +49,7 @@ class Attention(nn.Module):
             return provider.column(width, width)
 
         def norm() -> nn.Module:
-            return provider.head_norm(head_dim, EPS)
+            return provider.head_norm(HeadNorm(head_dim))
 
         # In the order of use, in which overlapped gathers fill them.
         self.to_q, self.norm_q, self.to_k, self.norm_k, self.to_v = column(), norm(), column(), norm(), column()
@@ -72,15 +61,15 @@ class Attention(nn.Module):
     def forward(self, image: Tensor, text: Tensor, layout: Layout, *, last: bool) -> tuple[Tensor, Tensor | None]:
         """Entered tokens of both streams to their updates, this rank's; the last block's text has none."""
         i, t = sum(layout.image_lengths), sum(layout.text_lengths)
+        image_turn, text_turn = (layout.image_cos, layout.image_sin), (layout.text_cos, layout.text_sin)
         image_heads = Heads(
-            rotate(self.norm_q(self._heads(self.to_q, image, i)), layout.image_cos, layout.image_sin),
-            rotate(self.norm_k(self._heads(self.to_k, image, i)), layout.image_cos, layout.image_sin),
+            self.norm_q(self._heads(self.to_q, image, i), *image_turn),
+            self.norm_k(self._heads(self.to_k, image, i), *image_turn),
             self._heads(self.to_v, image, i),
         )
-        text_q = None if last else self.norm_added_q(self._heads(self.add_q_proj, text, t))
         text_heads = Heads(
-            None if text_q is None else rotate(text_q, layout.text_cos, layout.text_sin),
-            rotate(self.norm_added_k(self._heads(self.add_k_proj, text, t)), layout.text_cos, layout.text_sin),
+            None if last else self.norm_added_q(self._heads(self.add_q_proj, text, t), *text_turn),
+            self.norm_added_k(self._heads(self.add_k_proj, text, t), *text_turn),
             self._heads(self.add_v_proj, text, t),
         )
         text_out, image_out = attend(text_heads, image_heads, layout.text_lengths, layout.image_lengths)
@@ -141,9 +130,9 @@ class Block(nn.Module):
         text = add_gated(text, mod_t.gate_attn, text_update, owners.text)
         return image, self._mlp(self.txt_mlp, text, mod_t, owners.text)
 
-    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, owner: Tensor) -> Tensor:
-        update = mlp(self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, owner)))
-        return add_gated(x, mod.gate_mlp, update, owner)
+    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, rows: Rows) -> Tensor:
+        update = mlp(self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, rows)))
+        return add_gated(x, mod.gate_mlp, update, rows)
 
 
 def adaln(whole: Tensor) -> Adaln:
@@ -160,15 +149,15 @@ def idle(block: Block) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 
-def rows(count: int, multiple: int) -> int:
-    """`count` rounded up to a `multiple`."""
-    return -(-count // multiple) * multiple
+def padded_rows(count: int, provider: Provider) -> int:
+    """`count` rounded up to a multiple of the provider's `tokens`."""
+    return -(-count // provider.tokens) * provider.tokens
 
 
 def owners_of(layout: Layout, provider: Provider) -> Owners:
     """Owners of this rank's rows; tail rows go to sample 0, whose values they read and never change."""
-    padded = [pad(owner, rows(owner.shape[0], provider.tokens)) for owner in (layout.image_owner, layout.text_owner)]
-    return Owners(*(provider.shard(owner) if provider.tokens > 1 else owner for owner in padded))
+    padded = [pad(owner, padded_rows(owner.shape[0], provider)) for owner in (layout.image_owner, layout.text_owner)]
+    return Owners(*(Rows.of(provider.shard(owner)) for owner in padded))
 
 
 def chunks(items: int, size: int) -> list[range]:

@@ -10,9 +10,11 @@ from pydantic import BaseModel, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.block import Adaln, Block, adaln, chunks, idle, modulate, owners_of, pad, rows
+from model.block import Adaln, Block, adaln, chunks, idle, owners_of, pad, padded_rows
 from model.embed import TimeTextEmbed
+from model.fused import modulate
 from model.layout import Layout
+from model.norm import TokenNorm
 from model.provider import Plain, Provider
 
 
@@ -67,7 +69,7 @@ class MMDiT(nn.Module):
         self.config, self.provider = config, provider or Plain()
         width, layers = config.width, self.provider
         self.img_in = layers.whole(config.in_channels, width)
-        self.txt_norm = layers.token_norm(config.joint_attention_dim, 1e-6)
+        self.txt_norm = layers.token_norm(TokenNorm(config.joint_attention_dim))
         self.txt_in = layers.whole(config.joint_attention_dim, width)
         self.time_text_embed = TimeTextEmbed(width)
         self.blocks = [
@@ -97,10 +99,10 @@ class MMDiT(nn.Module):
         Code convention: velocity is noise minus data and sigma 1 is pure noise (reference: diffusers
         transformer_qwenimage.py; the report's time runs the other way).
         """
-        share, tokens = self.provider.shard, self.provider.tokens
+        share, provider = self.provider.shard, self.provider
         owners = owners_of(layout, self.provider)
-        x = self.img_in(share(pad(image, rows(image.shape[0], tokens))))
-        y = self.txt_in(self.txt_norm(share(pad(text, rows(text.shape[0], tokens)))))
+        x = self.img_in(share(pad(image, padded_rows(image.shape[0], provider))))
+        y = self.txt_in(self.txt_norm(share(pad(text, padded_rows(text.shape[0], provider)))))
         condition = F.silu(self.time_text_embed(sigma, x.dtype))
         mods, (scale, shift) = self._modulation(condition)
         for block, mod in zip(self.blocks, mods, strict=True):

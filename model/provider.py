@@ -8,7 +8,6 @@ module's forward: overlapped parameter gathers fill it just before that.
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -29,11 +28,11 @@ class Provider(Protocol):
     def modulation(self, inputs: int, outputs: int) -> nn.Module:
         """A linear on the timestep embedding [b, inputs]; its output is split over ranks until `gather`."""
 
-    def head_norm(self, width: int, eps: float) -> nn.Module:
-        """An RMS norm over the width of each head; its weight is whole while the heads are split."""
+    def head_norm(self, norm: nn.Module) -> nn.Module:
+        """`norm`, whose weight is whole while the heads that it acts on are split over ranks."""
 
-    def token_norm(self, width: int, eps: float) -> nn.Module:
-        """An RMS norm over whole tokens, applied to this rank's."""
+    def token_norm(self, norm: nn.Module) -> nn.Module:
+        """`norm`, which acts on this rank's tokens."""
 
     def enter(self, x: Tensor) -> Tensor:
         """This rank's tokens [rows, d] to the tokens that a group of column linears reads, once a group."""
@@ -48,19 +47,6 @@ class Provider(Protocol):
         """This rank's tokens to whole ones."""
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, the mean square in fp32 (diffusers normalization.py, RMSNorm)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        return (x * scale).to(self.weight.dtype) * self.weight
-
-
 class Plain:
     """One device: torch's linears, and nothing between them."""
 
@@ -71,8 +57,8 @@ class Plain:
 
     row = whole = modulation = column
 
-    def head_norm(self, width: int, eps: float) -> nn.Module:
-        return RMSNorm(width, eps)
+    def head_norm(self, norm: nn.Module) -> nn.Module:
+        return norm
 
     token_norm = head_norm
 

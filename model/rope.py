@@ -37,10 +37,3 @@ def angles(positions: Tensor, axes: Sequence[int]) -> Tensor:
         frequency = 1.0 / torch.pow(THETA, torch.arange(0, dims, 2, dtype=torch.float32).div(dims))
         parts.append(torch.outer(positions[:, axis].float(), frequency))
     return torch.cat(parts, dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads x [n, h, k] turned pairwise (2j, 2j + 1) by angles whose cos and sin are [n, k / 2]; in fp32, cast back."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    c, s = cos[:, None], sin[:, None]
-    return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).type_as(x)

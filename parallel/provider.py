@@ -84,19 +84,6 @@ class Row(RowParallelLinear):  # type: ignore[misc]
         return super()._forward_impl(*args, **kwargs | {"tp_group": self.tp_group})
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, the mean square in fp32 (diffusers normalization.py, RMSNorm)."""
-
-    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, dtype=dtype, device=device))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        return (x * scale).to(self.weight.dtype) * self.weight
-
-
 class MegatronProvider:
     """Layers on `mesh` with parameters of `dtype`, unset until someone fills them; norms are one."""
 
@@ -133,17 +120,15 @@ class MegatronProvider:
     def modulation(self, inputs: int, outputs: int) -> nn.Module:
         return Column(inputs, outputs, self._entered, entered=False, mesh=self.mesh)
 
-    def head_norm(self, width: int, eps: float) -> nn.Module:
-        norm = RMSNorm(width, eps, self.dtype, self.mesh.device)
+    def head_norm(self, norm: nn.Module) -> nn.Module:
         if self.mesh.tp > 1:
             mark_partial(norm)
-        return norm
+        return norm.to(self.mesh.device, self.dtype)
 
-    def token_norm(self, width: int, eps: float) -> nn.Module:
-        norm = RMSNorm(width, eps, self.dtype, self.mesh.device)
+    def token_norm(self, norm: nn.Module) -> nn.Module:
         if self.mesh.sp:
             mark_partial(norm)
-        return norm
+        return norm.to(self.mesh.device, self.dtype)
 
     def enter(self, x: Tensor) -> Tensor:
         if self.mesh.sp:

@@ -1,0 +1,153 @@
+"""The elementwise parts of a block as single steps that keep little for their backward and recompute the rest.
+
+Each has a plain twin below it in ordinary torch: the twin defines it, and tests hold the two equal, gradients too. On
+the CPU the fused form walks the samples' runs of rows, so no [rows, d] copy of a modulation is ever made.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+class Rows(NamedTuple):
+    """The sample that each row of a stream belongs to, and the same as runs (sample, start, stop)."""
+
+    owner: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, owner: Tensor) -> "Rows":
+        """Rows with owners `owner` [n]."""
+        if owner.device.type != "cpu":
+            return cls(owner, ())  # runs are the CPU's; counting them here would wait for the device
+        samples, counts = torch.unique_consecutive(owner, return_counts=True)
+        stops = counts.cumsum(0).tolist()
+        return cls(owner, tuple(zip(samples.tolist(), [0, *stops[:-1]], stops, strict=True)))
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, rows: Rows) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift on tokens [n, d], with the [b, d] rows of each token's sample."""
+    if not rows.runs:
+        return plain_modulate(x, scale, shift, rows.owner)
+    return _Modulate.apply(x, scale, shift, rows.runs)  # type: ignore[no-untyped-call]
+
+
+def plain_modulate(x: Tensor, scale: Tensor, shift: Tensor, owner: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[owner]) + shift[owner]
+
+
+def add_gated(x: Tensor, gate: Tensor, update: Tensor, rows: Rows) -> Tensor:
+    """x + gate * update on tokens [n, d], with the [b, d] gate row of each token's sample."""
+    if not rows.runs:
+        return plain_add_gated(x, gate, update, rows.owner)
+    return _AddGated.apply(x, gate, update, rows.runs)  # type: ignore[no-untyped-call]
+
+
+def plain_add_gated(x: Tensor, gate: Tensor, update: Tensor, owner: Tensor) -> Tensor:
+    return x + gate[owner] * update
+
+
+def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RMSNorm over the width of heads [n, h, k] times `weight` [k], then turned by angles of cos and sin [n, k / 2]."""
+    if x.device.type == "cpu":
+        return _NormRotate.apply(x, weight, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
+    return plain_norm_rotate(x, weight, cos, sin)
+
+
+def plain_norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+    normed = (x * scale).to(weight.dtype) * weight
+    even, odd = normed.float().unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[:, None], sin[:, None]
+    return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).type_as(normed)
+
+
+class _Modulate(torch.autograd.Function):
+    """Keeps x and its statistics; the plain form also keeps the normed x and both gathered modulations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, runs: Any) -> Tensor:
+        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
+        factor = 1 + scale
+        for sample, start, stop in runs:
+            out[start:stop].mul_(factor[sample]).add_(shift[sample])
+        ctx.save_for_backward(x, mean, rstd, scale)
+        ctx.runs = runs
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, mean, rstd, scale = ctx.saved_tensors
+        factor = 1 + scale
+        grad_scale, grad_shift = (torch.zeros(scale.shape, dtype=torch.float32) for _ in range(2))
+        scaled = torch.empty_like(x)
+        for sample, start, stop in ctx.runs:
+            part = grad[start:stop]
+            normed = (x[start:stop] - mean[start:stop]).mul_(rstd[start:stop])
+            grad_scale[sample] += normed.mul_(part).sum(0, dtype=torch.float32)
+            grad_shift[sample] += part.sum(0, dtype=torch.float32)
+            torch.mul(part, factor[sample], out=scaled[start:stop])
+        wanted = [True, False, False]
+        grad_x = torch.ops.aten.native_layer_norm_backward(scaled, x, x.shape[-1:], mean, rstd, None, None, wanted)[0]
+        return grad_x, grad_scale.to(scale.dtype), grad_shift.to(scale.dtype), None
+
+
+class _AddGated(torch.autograd.Function):
+    """Keeps the update and the [b, d] gates, not a gate a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, update: Tensor, runs: Any) -> Tensor:
+        out = torch.empty_like(x)
+        for sample, start, stop in runs:
+            torch.addcmul(x[start:stop], update[start:stop], gate[sample], out=out[start:stop])
+        ctx.save_for_backward(gate, update)
+        ctx.runs = runs
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        gate, update = ctx.saved_tensors
+        grad_gate = torch.zeros(gate.shape, dtype=torch.float32)
+        grad_update = torch.empty_like(update)
+        for sample, start, stop in ctx.runs:
+            part, out = grad[start:stop], grad_update[start:stop]
+            torch.mul(part, update[start:stop], out=out)
+            grad_gate[sample] += out.sum(0, dtype=torch.float32)
+            torch.mul(part, gate[sample], out=out)
+        return grad, grad_gate.to(gate.dtype), grad_update, None
+
+
+class _NormRotate(torch.autograd.Function):
+    """Keeps the heads as the linear gave them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, turn: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, turn)
+        normed, _ = _normed(x)
+        return _turned(normed.to(weight.dtype).mul_(weight).float(), turn).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, turn = ctx.saved_tensors
+        normed, scale = _normed(x)
+        back = _turned(grad.float(), turn.conj())
+        grad_weight = torch.einsum("nhk,nhk->k", back, normed)
+        back = back.mul_(weight.float())
+        along = torch.einsum("nhk,nhk->nh", back, normed).div_(x.shape[-1])[..., None]
+        grad_x = back.sub_(normed.mul_(along)).mul_(scale)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
+    return wide * scale, scale
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
