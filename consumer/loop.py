@@ -86,7 +86,7 @@ def _step(run: Training, step: int) -> int:
     loss_sum, samples, tokens = run.mesh.sum(totals.to(run.mesh.device)).tolist()
     samples = max(samples, 1)  # a step whose units were all empty has nothing to divide
     run.engine.finish(samples)
-    learning_rate = rate(run.schedule, step)
+    learning_rate = run.engine.config.lr * rate(run.schedule, step)
     norm, applied = run.engine.step(learning_rate)
     if applied:
         run.ema.update(run.engine, step)

@@ -54,7 +54,7 @@ def main() -> int:
 def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: torch.Tensor) -> int:
     """Build every part on this rank, resume, train."""
     engine, ema = build(settings, mesh)
-    newest = latest(settings.checkpoint.path)
+    newest = latest(settings.checkpoint.path, mesh)
     start = load(engine, ema, newest, mesh) if newest else 0
     if mesh.rank == 0:
         print(f"continuing from {newest}" if newest else "starting from step 0", flush=True)
