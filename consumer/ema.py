@@ -1,0 +1,37 @@
+"""An fp32 average of the weights, exponential in steps, in the same shards as the optimizer's main parameters."""
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from parallel.engine import Engine
+from parallel.shard import Shard
+
+
+class EmaConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """average <- decay * average + (1 - decay) * weights, after every applied step."""
+
+    decay: float = Field(default=0.9999, ge=0, lt=1)
+    start: int = Field(default=0, ge=0)  # steps whose weights are taken as they are, so that the first do not linger
+
+
+class Ema:
+    """The average on this rank. Never-trained weights are in it too: it is a whole model's weights."""
+
+    def __init__(self, config: EmaConfig, engine: Engine) -> None:
+        self.config = config
+        self._averages = {
+            (shard.name, shard.start): shard.tensors["param"].to(torch.float32, copy=True) for shard in engine.shards()
+        }
+
+    def update(self, engine: Engine, step: int) -> None:
+        """Take in the weights after step `step`, counted from 0; nothing is gathered."""
+        weight = 1.0 if step < self.config.start else 1.0 - self.config.decay
+        moving = [shard for shard in engine.shards() if "exp_avg" in shard.tensors]
+        averages, weights = [self.of(shard) for shard in moving], [shard.tensors["param"] for shard in moving]
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, weight)
+
+    def of(self, shard: Shard) -> Tensor:
+        """The live average of what `shard` holds, flat."""
+        return self._averages[shard.name, shard.start]
