@@ -27,6 +27,7 @@ from parallel.megatron import (
     clip_grad_by_total_norm_fp32,
 )
 from parallel.mesh import Mesh
+from parallel.place import whole_shape
 from parallel.provider import is_partial
 from parallel.shard import Shard, held, never_trained, trained
 
@@ -96,6 +97,11 @@ class Engine:
         self._set_updates(0)
         self._partial = [item.gradient for item in held(self._optimizer) if is_partial(item.parameter)]
         self._decayed_by_hand = decay.by_hand(self._optimizer, mesh)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of every parameter, by name."""
+        return {name: whole_shape(parameter, self.mesh) for parameter, name in self._names.items()}
 
     @property
     def updates(self) -> int:

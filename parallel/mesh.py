@@ -48,10 +48,7 @@ def check(config: MeshConfig, *, num_heads: int, world: int) -> None:
         *most, last = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
         fits = f"{', '.join(map(str, most))} or {last}" if most else str(last)
         raise MeshError(f"mesh.tp: {config.tp} does not divide num_heads {num_heads}; use {fits}")
-    if world % config.tp:
-        raise MeshError(
-            f"mesh.tp: {config.tp} does not divide the {world} ranks of this job; start a multiple of {config.tp} ranks"
-        )
+    _even(config, world)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +76,7 @@ class Mesh:
         """
         alone = "RANK" not in os.environ
         rank, world = (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-        if world % config.tp:
-            raise MeshError(f"mesh.tp: {config.tp} does not divide the {world} ranks of this job")
+        _even(config, world)
         # Orders tensor-parallel communication before the compute it overlaps with (megatron's layers ask for it).
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         device, timeout = _device(), timedelta(seconds=config.timeout_s)
@@ -158,6 +154,13 @@ class Mesh:
         """Leave the job; a rank may then start another."""
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _even(config: MeshConfig, world: int) -> None:
+    if world % config.tp:
+        raise MeshError(
+            f"mesh.tp: {config.tp} does not divide the {world} ranks of this job; start a multiple of {config.tp} ranks"
+        )
 
 
 def _device() -> torch.device:
