@@ -32,7 +32,7 @@ class Child:
             text=True,
             errors="replace",
             start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self.lines: list[str] = []
         self.reader = threading.Thread(target=self._read, daemon=True)

@@ -9,7 +9,6 @@ Ctrl-C or SIGTERM saves a checkpoint at the end of the step.
 import json
 import os
 import time
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from consumer.source.group import GroupSource
 from consumer.stop import Stop
 from launch.config import ConfigError
 from launch.console import TrainingView
+from launch.encoder_facts import latent_statistics
 from launch.settings import Settings, command_line, guarded
 from model.init import fill
 from model.mmdit import MMDiT
@@ -42,7 +42,7 @@ def main() -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=world)
     deal(settings.recipe.units, world // settings.mesh.tp, 0)
-    mean, std = latent_statistics(settings.encoder.root)
+    mean, std = latent_statistics(settings.encoder.root, settings.model)
     stop = Stop(settings.train.grace_s)
     mesh = Mesh.start(settings.mesh)
     try:
@@ -130,19 +130,6 @@ def listen(settings: Settings, start: int) -> list[Sink]:
     folder = settings.train.metrics
     view = TrainingView(settings.train.steps, start, every=5)
     return [JsonLines(folder / "train.jsonl", start), TensorBoard(folder / "tensorboard", start), view]
-
-
-def latent_statistics(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std [c] of the VAE's latents, from its config.json."""
-    path = root / "vae" / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"encoder.root: {path}: {error.strerror}; point it at the released folder, "
-            f"or make a tiny one with launch/make_encoders.py {root}"
-        ) from None
-    return torch.tensor(config["latents_mean"]), torch.tensor(config["latents_std"])
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from consumer.checkpoint import CheckpointConfig
 from consumer.ema import EmaConfig
@@ -32,6 +33,9 @@ from producer.source.reader import SourceConfig
 
 # Exit codes: 2 for what a person set or supplied, 128 + n for signal n.
 WRONG = 2
+
+# Seconds that other ranks leave the first one to say what is wrong.
+_FIRST_S = 3.0
 
 
 class RunConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -60,6 +64,15 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     checkpoint: CheckpointConfig
     ema: EmaConfig
     sample: SampleConfig
+
+    @model_validator(mode="after")
+    def _schedule_covers(self) -> "Settings":
+        if self.schedule.kind != "constant" and self.schedule.total_steps < self.train.steps:
+            raise ValueError(
+                f"schedule.total_steps: {self.schedule.total_steps} ends before train.steps {self.train.steps}; "
+                "make it at least as many"
+            )
+        return self
 
 
 Options = Callable[[argparse.ArgumentParser], None]
@@ -104,12 +117,15 @@ def _foreseen(error: Exception) -> bool:
 
 
 def _last_word(error: Exception) -> None:
-    """Print what is wrong, once. Under torchrun, end it too: it would bury the message in a traceback of its own."""
+    """Print what is wrong, once. Under torchrun end all of it here: it would bury the message in its own traceback."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    print(
-        f"{type(error).__name__}: {error}" if not isinstance(error, ConfigError) else error, file=sys.stderr, flush=True
-    )
+        time.sleep(_FIRST_S)  # what is wrong everywhere is said by the first rank, which ends this one too
+    said = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    print(said, file=sys.stderr, flush=True)
     parent = psutil.Process().parent()
     if "TORCHELASTIC_RUN_ID" in os.environ and parent and any("torch" in part for part in parent.cmdline()):
+        parent.suspend()  # or it starts anew what ends here
+        for process in parent.children():
+            if process.pid != os.getpid():
+                process.kill()
         parent.kill()
