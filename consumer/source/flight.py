@@ -69,6 +69,7 @@ class Producers:
         self.config, self.trainer, self.incarnation = config, trainer, incarnation
         self.welcome: Welcome | None = None
         self.step = 0  # being trained
+        self.closed = False
         self._lock = threading.Lock()
         self._coordinator: Channel | None = None
         self._holders: dict[str, Channel] = {}
@@ -112,6 +113,8 @@ class Producers:
         try:
             return self._checked(unit, self._read(found.address, unit)), ""
         except (UnreachableError, RefusedError, UnitError) as error:
+            if self.closed:
+                return None, "closed"
             log.warning("%s not delivered by %s: %s", unit, found.address, error)
             self._report(unit, found.address)
             return None, str(error)
@@ -268,7 +271,7 @@ class FlightSource:
         """End the threads; returns within two seconds, also in the middle of a transfer."""
         atexit.unregister(self.close)
         with self._state:
-            self._closed = True
+            self._closed = self._producers.closed = True
             self._ready.clear()
             self._state.notify_all()
         end = time.monotonic() + _CLOSE_S

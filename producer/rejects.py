@@ -1,0 +1,79 @@
+"""The journal of samples that a unit had to leave out: one of the two things that cannot be computed again.
+
+A line of JSON each: plan, unit, sample key, reason. It is on disk before the unit is served, so that every later try,
+by any worker, leaves out the same samples.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from producer.api.unit import UnitId
+
+
+class RejectsError(ValueError):
+    """The journal cannot be read or written."""
+
+
+class Rejects:
+    """The journal at `path`, which any number of processes append to and read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.torn = 0  # lines that a crash left unfinished
+        self._lock = threading.Lock()
+        self._read = 0  # bytes
+        self._known: dict[tuple[str, UnitId], dict[str, str]] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RejectsError(f"{path}: {error.strerror}") from None
+
+    def known(self, plan: str, unit: UnitId) -> dict[str, str]:
+        """Sample keys that `unit` leaves out, each with its reason; what others appended is read first."""
+        with self._lock:
+            self._catch_up()
+            return dict(self._known.get((plan, unit), {}))
+
+    def add(self, plan: str, unit: UnitId, samples: Sequence[tuple[str, str]]) -> None:
+        """Append (key, reason) of each sample; on return they survive a power cut."""
+        if not samples:
+            return
+        lines = [json.dumps({"plan": plan, "unit": unit, "key": key, "reason": reason}) for key, reason in samples]
+        raw = "".join(f"{line}\n" for line in lines).encode()
+        with self._lock:
+            try:
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    # After a line that was cut short, begin a new one: only the cut one is lost.
+                    size = os.fstat(file).st_size
+                    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+                    raw = b"\n" * torn + raw
+                    if os.write(file, raw) != len(raw):
+                        raise RejectsError(f"{self.path}: the disk is full")
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+            except OSError as error:
+                raise RejectsError(f"{self.path}: {error.strerror}") from None
+
+    def _catch_up(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                raw = file.read()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RejectsError(f"{self.path}: {error.strerror}") from None
+        whole = raw[: raw.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in filter(None, whole.split(b"\n")):
+            try:
+                said = json.loads(line)
+                at = (str(said["plan"]), UnitId(*said["unit"]))
+                self._known.setdefault(at, {})[str(said["key"])] = str(said["reason"])
+            except (ValueError, KeyError, TypeError):
+                self.torn += 1

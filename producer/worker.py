@@ -1,0 +1,241 @@
+"""One encoding worker: leases units, makes them, holds them in memory and serves them over Flight. Knows no Ray.
+
+Three parts run at once: a thread that talks to the coordinator (asking for work is the heartbeat), a thread that makes
+units, and the Flight server's own threads. What a unit is made of is the maker's business.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, gate, refusal
+from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Welcome
+from producer.api.unit import UnitId
+
+log = logging.getLogger(__name__)
+
+_CALL_S = 5.0  # the deadline of a call to the coordinator
+_AWAY_S = 0.5  # the pause before the next try while the coordinator is away
+_QUEUE = 2  # units leased at once: the one being made and the next
+
+
+class Maker(Protocol):
+    """Makes units. The same unit always comes out the same."""
+
+    @property
+    def offer(self) -> Welcome:
+        """What the plan is."""
+
+    def __call__(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
+        """The unit and how many of its samples had to be left out (journaled by then).
+
+        May raise anything: the unit is then tried again later, by another worker if there is one.
+        """
+
+    def close(self) -> None:
+        """Let go of everything; what was not saved yet is saved."""
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """`find` says where the coordinator is (host:port) and may raise RegistryError while it is starting."""
+
+    name: str
+    find: Callable[[], str]
+    token: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: str = ""  # the host that others are told, if another than `host`
+    memory_bytes: int = 4 << 30  # of units held; beyond it only units someone waits for are made
+
+
+class Ring:
+    """The units a worker holds, until it is told to forget them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._units: dict[UnitId, pa.RecordBatch] = {}
+        self._bytes = 0
+
+    def put(self, unit: UnitId, batch: pa.RecordBatch) -> None:
+        with self._lock:
+            if unit not in self._units:
+                self._units[unit] = batch
+                self._bytes += batch.nbytes
+
+    def get(self, unit: UnitId) -> pa.RecordBatch | None:
+        with self._lock:
+            return self._units.get(unit)
+
+    def forget(self, unit: UnitId) -> None:
+        with self._lock:
+            batch = self._units.pop(unit, None)
+            self._bytes -= batch.nbytes if batch is not None else 0
+
+    def list(self) -> tuple[tuple[UnitId, ...], int]:
+        """The units and their bytes in all."""
+        with self._lock:
+            return tuple(self._units), self._bytes
+
+
+class UnitServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Serves the units of a ring: `do_get` of a unit's id as JSON gives one record batch."""
+
+    def __init__(self, ring: Ring, *, host: str, port: int, token: str) -> None:
+        self._ring = ring
+        super().__init__(**gate(host, port, token))
+
+    def do_get(self, context: object, ticket: flight.Ticket) -> flight.RecordBatchStream:
+        """Stream one unit; a unit that is not here is refused."""
+        try:
+            stream, step, number = json.loads(ticket.ticket)
+            unit = UnitId(str(stream), int(step), int(number))
+        except (ValueError, TypeError):
+            raise refusal("the ticket is no unit: write it as [stream, step, unit]") from None
+        batch = self._ring.get(unit)
+        if batch is None:
+            raise refusal(f"{unit} is not held here")
+        return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(batch.schema, [batch]))
+
+
+class Worker:
+    """Runs from construction to `stop`."""
+
+    def __init__(self, setup: WorkerSetup, maker: Maker) -> None:
+        self._setup, self._maker = setup, maker
+        self._ring = Ring()
+        self._server = UnitServer(self._ring, host=setup.host, port=setup.port, token=setup.token)
+        self.address = f"{setup.advertise or setup.host}:{self._server.port}"
+        self._queue: deque[UnitId] = deque()
+        self._making: UnitId | None = None
+        self._changed = False  # a unit was finished since the coordinator last heard
+        self._state = threading.Condition()  # guards the queue; told of work, room and the end
+        self._talk = threading.Lock()  # one message at a time, each saying how things are when it is sent
+        self._channel: Channel | None = None
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=part, name=f"{setup.name}-{part.__name__}", daemon=True)
+            for part in (self._lease_loop, self._make_loop)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End; a unit being made is left behind, and so are calls that do not end within `timeout_s`."""
+        with self._state:
+            self._stopped = True
+            self._state.notify_all()
+        end = time.monotonic() + timeout_s
+        closing = threading.Thread(target=self._server.shutdown, daemon=True)
+        closing.start()
+        for thread in (*self._threads, closing):
+            thread.join(max(0.0, end - time.monotonic()))
+        self._maker.close()
+
+    # Talking to the coordinator.
+
+    def _lease_loop(self) -> None:
+        said = ""
+        while not self._stopped:
+            pause = _AWAY_S
+            try:
+                pause = self._heartbeat()
+                said = ""
+            except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+                if str(error) != said:
+                    log.warning("%s: %s", self._setup.name, error)
+                said = str(error)
+                self._hang_up()
+            with self._state:
+                self._state.wait_for(lambda: self._stopped or self._changed, pause)
+
+    def _heartbeat(self) -> float:
+        """Say what is here, obey the answer; the seconds until the next time."""
+        with self._talk:
+            with self._state:
+                self._changed = False
+                encoding = (*((self._making,) if self._making else ()), *self._queue)
+            holding, size = self._ring.list()
+            offer = self._maker.offer
+            lease = Lease(
+                worker=self._setup.name,
+                address=self.address,
+                plan=offer.plan,
+                encoder=offer.encoder,
+                room=_QUEUE - len(encoding),
+                full=size >= self._setup.memory_bytes,
+                holding=holding,
+                encoding=encoding,
+                bytes=size,
+            )
+            granted = self._connect().ask("lease", lease, Granted, _CALL_S)
+            for unit in granted.forget:
+                self._ring.forget(unit)
+            with self._state:
+                keep = [unit for unit in self._queue if unit not in granted.forget]
+                self._queue = deque((*keep, *granted.units))
+                self._state.notify_all()
+        return granted.wait_s
+
+    def _connect(self) -> Channel:
+        if self._channel is None:
+            self._channel = Channel(self._setup.find(), self._setup.token)
+        return self._channel
+
+    def _hang_up(self) -> None:
+        # The coordinator may be elsewhere by now: look again.
+        with self._talk:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+
+    # Making units.
+
+    def _make_loop(self) -> None:
+        while True:
+            with self._state:
+                while not self._queue and not self._stopped:
+                    self._state.wait()
+                if self._stopped:
+                    return
+                unit = self._making = self._queue.popleft()
+            try:
+                batch, rejected = self._maker(unit)
+            except Exception as error:
+                log.exception("%s: %s could not be made", self._setup.name, unit)
+                self._finish("failed", Failed(self._setup.name, unit, type(error).__name__), unit, None)
+                continue
+            said = Register(
+                worker=self._setup.name,
+                address=self.address,
+                plan=self._maker.offer.plan,
+                unit=unit,
+                bytes=batch.nbytes,
+                samples=batch.num_rows,
+                rejected=rejected,
+            )
+            answer = self._finish("register", said, unit, batch)
+            if answer is not None and not answer.accepted:
+                self._ring.forget(unit)
+
+    def _finish(self, kind: str, message: object, unit: UnitId, batch: pa.RecordBatch | None) -> Answer | None:
+        """Hold `unit`, if it was made, and say so; if nobody hears it, the next heartbeat says the same."""
+        with self._talk:
+            with self._state:
+                self._making, self._changed = None, True
+                self._state.notify_all()
+            if batch is not None:
+                self._ring.put(unit, batch)
+            try:
+                return self._connect().ask(kind, message, Answer, _CALL_S)
+            except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+                log.info("%s: %s of %s not heard: %s", self._setup.name, kind, unit, error)
+                return None
