@@ -16,6 +16,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -143,11 +144,12 @@ def make_tokenizer(captions: Sequence[str] = ()) -> Qwen2Tokenizer:
     # Often enough that the templates' words are merged whole before the vocabulary is full.
     templates = [text for text in (T2I_PREFIX, EDIT_PREFIX, SUFFIX, "Picture 1: ") for _ in range(10_000)]
     trained.train_from_iterator([*templates, *words.english(), *words.chinese(), *captions], trainer)
-    model = json.loads(trained.to_str())["model"]
+    model: Any = json.loads(trained.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     added = {token: len(model["vocab"]) + n for n, token in enumerate(SPECIAL + ADDED)}
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"] | added,
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=merges,
         extra_special_tokens=list(SPECIAL[1:]),
         eos_token="<|im_end|>",
         chat_template=CHAT_TEMPLATE,
@@ -159,7 +161,7 @@ def make_tokenizer(captions: Sequence[str] = ()) -> Qwen2Tokenizer:
 
 def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL, two layers deep, drawn from a fixed seed."""
-    named = {
+    tokens = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
         "vision_start_token_id": "<|vision_start|>",
@@ -187,18 +189,15 @@ def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
         "out_hidden_size": WIDTH,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()},
-    )
+    ids: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The released scheduler."""
+def scheduler() -> Any:
+    """The released FlowMatchEulerDiscreteScheduler."""
     return FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=1000,
         shift=1.0,

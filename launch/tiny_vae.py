@@ -10,6 +10,8 @@ Residual branches end in zeros. The last norm and SiLU would bend the signal: a 
 fixed scale, and silu(a) - silu(-a) = a, so every number travels with its negative.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage
@@ -62,10 +64,13 @@ def mix() -> Array:
     return hadamard / np.sqrt(CHANNELS)
 
 
-def build(pictures: list[Array]) -> AutoencoderKLQwenImage:
-    """The VAE, its latent statistics and its decoder fitted to `pictures` [h, w, 3] within [-1, 1], sides of 8 n."""
+def build(pictures: list[Array]) -> Any:
+    """The AutoencoderKLQwenImage, its latent statistics and its decoder fitted to `pictures`.
+
+    They are [h, w, 3] within [-1, 1], with sides that are multiples of 8.
+    """
     latents = np.concatenate([coefficients(picture, 8).reshape(-1, CHANNELS) for picture in pictures]) @ mix().T
-    net = AutoencoderKLQwenImage(
+    net: Any = AutoencoderKLQwenImage(
         base_dim=BASE,
         z_dim=CHANNELS,
         num_res_blocks=1,

@@ -6,10 +6,11 @@ prompt gives a few tokens.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLTextModel, Qwen2Tokenizer
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
 # The released code's templates (pipeline_qwenimage.py, pipeline_qwenimage_edit.py); the report prints other words.
@@ -96,8 +97,8 @@ class PromptEncoder:
         return self._net(input_ids=padded.to(self.device), use_cache=False).last_hidden_state
 
 
-def _language_model(folder: Path, dtype: torch.dtype) -> Qwen2_5_VLTextModel:
-    """The language model of the Qwen2.5-VL in `folder`, after its final norm; vision tower and head are let go."""
+def _language_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The Qwen2_5_VLTextModel of the Qwen2.5-VL in `folder`, after its final norm; vision tower and head are let go."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
