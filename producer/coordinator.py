@@ -207,6 +207,8 @@ class Coordinator:
             return not self.ledger.busy(unit) and unit not in chosen and self._may(said.worker, unit, now)
 
         for unit in self.demand.candidates(self.ledger.busy, free):
+            if unit in chosen:
+                continue  # two trainers are at the same place of the plan
             distance = self.demand.distance(unit) or 0
             if unit not in self.demand.asked and unit.stream == "train":
                 if self._starting(now):

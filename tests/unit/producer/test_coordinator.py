@@ -256,6 +256,14 @@ def test_a_full_worker_gets_only_what_is_waited_for_or_near() -> None:
     assert granted == tuple(train(n // 3, n % 3) for n in range(6))
 
 
+def test_two_trainers_at_one_place_of_the_plan_get_each_unit_made_once() -> None:
+    rules, hand = Coordinator(OFFER, LIMITS, 0.0), Hand("w", "h:1")
+    for name in ("a", "b"):
+        rules.hello(Hello(name, 1, 4), 0.0)
+    units = [unit for _ in range(2) for unit in hand.beat(rules, 1.0, room=9).units]
+    assert len(units) == len(set(units)) and train(4, 0) in units
+
+
 def test_two_trainers_share_the_horizon_by_nearness() -> None:
     rules, hand = fresh()
     rules.hello(Hello("u", 1, 100), 0.0)
