@@ -16,6 +16,7 @@ import uuid
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,9 @@ _SCHEMA = pa.schema(
         ("crc", pa.uint32()),  # CRC-32 of encoder, bucket and every column before it
     ]
 )
+
+# A file's own checksum of its keys and contents: without it a damaged name would pass for a sample nobody asks for.
+_NAMES = b"inkstone.names"
 
 _OPEN_FILES = 128  # kept mapped at once
 _FILE_BYTES = 32 << 20  # latents of one bucket gathered into a file
@@ -188,6 +192,8 @@ class LatentCache:
                 raise pa.ArrowInvalid(f"columns {table.schema.names}")
             # Offsets that point outside the file would end the process, not raise.
             table.validate(full=True)
+            if (table.schema.metadata or {}).get(_NAMES) != _names(table):
+                raise pa.ArrowInvalid("the checksum of its keys differs")
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -218,13 +224,16 @@ class LatentCache:
         aside = file.with_suffix(".part")
         try:
             shelf.folder.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+            table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+            table = table.replace_schema_metadata({_NAMES: _names(table)})
+            with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
             os.replace(aside, file)
         except OSError as error:
             self.counts["unwritten"] += len(rows)
             log.warning("cache: %d latents not kept: %s", len(rows), error)
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
             return
         self.counts["written"] += len(rows)
         shelf.files.add(file.name)
@@ -268,6 +277,11 @@ def _files(path: Path, endings: tuple[str, ...]) -> list[tuple[float, int, str]]
                     continue
                 found.append((stat.st_mtime, stat.st_size, file))
     return found
+
+
+def _names(table: pa.Table) -> bytes:
+    names = zip(table["key"].to_pylist(), table["content"].to_pylist(), strict=True)
+    return b"%08x" % zlib.crc32("\0".join(f"{key}\0{content}" for key, content in names).encode())
 
 
 def _row(at: tuple[str, str], latent: Latent, shelf: _Shelf) -> dict[str, object]:
