@@ -63,7 +63,7 @@ class Nsfw:
             # Here, since these imports take seconds and only workers that judge need them.
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-            processor = AutoImageProcessor.from_pretrained(self._folder, local_files_only=True)  # type: ignore[no-untyped-call]
+            processor = AutoImageProcessor.from_pretrained(self._folder, local_files_only=True)
             model = AutoModelForImageClassification.from_pretrained(
                 self._folder, local_files_only=True, use_safetensors=True
             )

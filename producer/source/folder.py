@@ -32,7 +32,7 @@ class Folder:
                 shards.append(self._shard(Path(folder), tuple(images[first : first + _PIECE])))
         if not shards:
             raise SourceError(f"source.path: {self._root} holds no image; known are {', '.join(sorted(IMAGE_ENDINGS))}")
-        return sorted(shards)
+        return sorted(shards, key=lambda shard: (shard.name, shard.members))
 
     def _shard(self, folder: Path, members: tuple[str, ...]) -> Shard:
         name = folder.relative_to(self._root).as_posix()
@@ -65,7 +65,7 @@ class Folder:
     def read(self, shard: str, member: str, offset: int, size: int) -> bytes:
         """The image `member` of the folder `shard`, still of `size` bytes."""
         path = self._root / shard / member
-        if not is_inside(f"./{shard}/{member}"):
+        if not is_inside(f"{shard}/{member}"):
             raise SourceError(f"{shard}/{member}: not below {self._root}")
         try:
             with path.open("rb") as file:
