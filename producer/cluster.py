@@ -6,14 +6,17 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import ray
 
 # A Unix socket's path holds 107 characters (unix(7)); Ray puts 63 after its temporary folder.
 _MAX_TEMP = 107 - 63
 _CONNECT_S = 10.0
+_END_S = 5.0
 
 
 class ClusterError(ValueError):
@@ -51,8 +54,32 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
         )
         yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
+        try:
+            ray.shutdown()
+        finally:
+            # Also where an interrupt ends the shutdown itself.
+            _end_processes(temp)
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+def _end_processes(temp: str) -> None:
+    """Kill what still writes its log to `temp`: interrupted while it starts, Ray leaves agents behind for a minute."""
+    deadline = time.monotonic() + _END_S
+    while time.monotonic() < deadline:
+        left = [process for process in psutil.process_iter() if _writes_to(process, temp)]
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if not left:
+            return
+        psutil.wait_procs(left, 1.0)
+
+
+def _writes_to(process: psutil.Process, folder: str) -> bool:
+    try:
+        return process.pid != os.getpid() and any(file.path.startswith(folder) for file in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def _short_folder() -> str:

@@ -8,8 +8,10 @@ rows fit in memory (about 1 KB each).
 
 import json
 import logging
+import queue
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -178,8 +180,35 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
-        for said in scored.iter_rows():
+        for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s"):
             note(said)
+
+
+def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iterator[dict[str, Any]]:
+    """`rows` as they come; CurateError when there is none for `stall_s` seconds. They have no deadline of their own."""
+    came: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+    def pump() -> None:
+        try:
+            for row in rows:
+                came.put(row)
+            came.put(None)
+        except BaseException as error:
+            came.put(error)
+
+    threading.Thread(target=pump, daemon=True).start()
+    while True:
+        try:
+            row = came.get(timeout=stall_s)
+        except queue.Empty:
+            raise CurateError(
+                f"{setting}: no shard was finished for {stall_s:g} s; what is done is kept, run it again to go on"
+            ) from None
+        if row is None:
+            return
+        if isinstance(row, BaseException):
+            raise row
+        yield row
 
 
 def _dropped(rows: pa.Table) -> tuple[dict[str, int], dict[str, str]]:

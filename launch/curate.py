@@ -1,0 +1,125 @@
+"""Curate a source: score every sample, drop the bad ones, write a generation of the index.
+
+    python launch/curate.py CONFIG [key.path=value ...] [--report FILE] [--show]
+
+Prints the funnel: what came in, what was kept, what was dropped by which operator, how the rest falls into buckets.
+Stopped at any moment it goes on from there; run again without a change it scores nothing.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from launch.settings import Settings, command_line, guarded
+from producer.curate import Funnel, Progress, curate
+
+# Seconds between lines where output is no terminal.
+_EVERY_S = 2.0
+
+
+def run(settings: Settings) -> Funnel:
+    """Curate what `settings` name, with progress shown."""
+    view = CurationView()
+    try:
+        return curate(
+            settings.source,
+            settings.curate,
+            settings.operators,
+            tokenizer=settings.encoder.root / "tokenizer",
+            resolutions=settings.recipe.resolutions,
+            aspects=settings.recipe.aspects,
+            progress=view,
+        )
+    finally:
+        view.close()
+
+
+class CurationView:
+    """Progress for people: one line redrawn on a terminal, elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._last, self._stage = 0.0, ""
+        self._bar: Bar | None = None
+        if sys.stdout.isatty():
+            columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
+            self._bar = Bar(*columns, console=Console(), transient=True)
+            self._task = self._bar.add_task("starting")
+            self._bar.start()
+
+    def __call__(self, progress: Progress) -> None:
+        line = f"{progress.stage}: {progress.done} of {progress.total} shards, {progress.samples} samples"
+        if self._bar:
+            self._bar.update(self._task, description=line, completed=progress.done, total=progress.total)
+            return
+        now = time.monotonic()
+        if progress.stage != self._stage or progress.done == progress.total or now - self._last >= _EVERY_S:
+            self._last, self._stage = now, progress.stage
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+
+def show(funnel: Funnel) -> None:
+    """Print the funnel as a table; the sums add up by construction, and are printed for the reader to check."""
+    table = Table("samples", "", "for example", title="curation", title_justify="left")
+    table.add_row(f"{funnel.seen}", "in", "")
+    for name, number in funnel.dropped.items():
+        table.add_row(f"{-number}", f"dropped: {name}", funnel.example.get(name, ""))
+    for name, why in funnel.off.items():
+        table.add_row("off", f"dropped: {name}", why)
+    table.add_row(f"{funnel.kept}", "kept", f"generation {funnel.generation[:12]}", end_section=True)
+    for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
+        table.add_row(f"{number}", f"kept: {bucket}", "")
+    Console().print(table)
+
+
+def report(funnel: Funnel, seconds: float) -> dict[str, Any]:
+    """The funnel as JSON values: in = kept + the sum of dropped."""
+    return {
+        "in": funnel.seen,
+        "kept": funnel.kept,
+        "dropped": funnel.dropped,
+        "off": funnel.off,
+        "buckets": funnel.buckets,
+        "generation": funnel.generation,
+        "shards": funnel.shards,
+        "shards_scored": funnel.scored,
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> int:
+    settings, arguments = command_line(__doc__, _options)
+    began = time.monotonic()
+    funnel = run(settings)
+    show(funnel)
+    if arguments.report:
+        _write(arguments.report, json.dumps(report(funnel, time.monotonic() - began), indent=2) + "\n")
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the funnel there as JSON")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    guarded(main)
