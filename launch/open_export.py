@@ -22,7 +22,7 @@ def main(folder: str, out: str) -> None:
     import torch
     from diffusers import QwenImagePipeline
 
-    pipeline = QwenImagePipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     result = pipeline("a cat", negative_prompt=" ", height=256, width=256, num_inference_steps=4, generator=generator)
