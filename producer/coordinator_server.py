@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.flight as flight
 
-from producer.api.channel import MESSAGE_LIMIT, RefusedError, gate, refusal
+from producer.api.channel import MESSAGE_LIMIT, RefusedError, gate, refusal, shut
 from producer.api.protocol import (
     Ack,
     Answer,
@@ -77,12 +77,12 @@ class CoordinatorServer(flight.FlightServerBase):  # type: ignore[misc]
             return self._rules.status(time.monotonic())
 
     def stop(self) -> None:
-        """End the waits, then the server; returns within a second or two."""
+        """End the waits, then the server; returns within a second."""
         with self._lock:
             self._stopped = True
             for unit in list(self._waiting):
                 self._wake(unit)
-        self.shutdown()
+        shut(self, 1.0)
 
     def _locked(self, rule: Callable[[Any, float], object], message: object) -> object:
         with self._lock:

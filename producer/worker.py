@@ -16,7 +16,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, gate, refusal
+from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, gate, refusal, shut
 from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Welcome
 from producer.api.unit import UnitId
 
@@ -134,9 +134,8 @@ class Worker:
             self._stopped = True
             self._state.notify_all()
         end = time.monotonic() + timeout_s
-        closing = threading.Thread(target=self._server.shutdown, daemon=True)
-        closing.start()
-        for thread in (*self._threads, closing):
+        shut(self._server, timeout_s)
+        for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         self._maker.close()
 

@@ -203,7 +203,7 @@ class FlightSource:
         self._state = threading.Condition()  # guards what follows
         self._ready: deque[tuple[UnitId, pa.RecordBatch]] = deque()
         self._error: SourceError | None = None
-        self._trouble = ""  # why the thread has no unit yet
+        self._trouble = "no answer yet"  # why the thread has no unit yet
         self._ack = self._acked = -1
         self._closed = False
         self._puller: threading.Thread | None = None

@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import os
+import threading
 from pathlib import Path
 from typing import TypeVar
 
@@ -126,6 +127,13 @@ def gate(host: str, port: int, token: str) -> dict[str, object]:
         raise BindError(f"{host} is open to other machines and there is no token: set one, or use 127.0.0.1")
     middleware = {"token": TokenGate(token)} if token else {}
     return {"location": f"grpc://{host}:{port}", "middleware": middleware}
+
+
+def shut(server: flight.FlightServerBase, timeout_s: float) -> None:
+    """End `server`. gRPC waits for its clients, some 20 s for a frozen one; after `timeout_s` that goes on aside."""
+    ending = threading.Thread(target=server.shutdown, name="shutdown", daemon=True)
+    ending.start()
+    ending.join(timeout_s)
 
 
 def is_loopback(host: str) -> bool:
