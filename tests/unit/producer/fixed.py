@@ -21,7 +21,12 @@ def fixed_plan() -> Plan:
     ]
     sizes = {"width": (300 + number * 31 % 1100).astype(np.int32), "height": (300 + number * 57 % 900).astype(np.int32)}
     recipe = RecipeConfig(
-        resolutions=(256, 640), splits={"raw": 0.3, "fused": 0.7}, units=8, samples=6, validation_samples=30
+        resolutions=(256, 640),
+        aspects=("1:1", "3:2"),
+        splits={"raw": 0.3, "fused": 0.7},
+        units=8,
+        samples=6,
+        validation_samples=30,
     )
     return Plan("fixed", table(rows, captions=captions, **sizes), recipe, seed=11, cost=CostModel(40, 2))
 
