@@ -25,8 +25,6 @@ def exclusive(path: Path, *, timeout_s: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise LockError(
-                        f"{path}: another process holds it for {timeout_s:g} s; end that one first"
-                    ) from None
+                    raise LockError(f"{path}: held by another process for {timeout_s:g} s; end that one") from None
                 time.sleep(_POLL_S)
         yield
