@@ -18,7 +18,7 @@ class Blocked:
 
 
 def main(folder: str, out: str) -> None:
-    sys.meta_path.insert(0, Blocked())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Blocked())
     import torch
     from diffusers import QwenImagePipeline
 
