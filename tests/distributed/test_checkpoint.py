@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ SAVED, MORE = 3, 2  # steps before and after the checkpoint
 RESOLVED = {"model": {"num_layers": 3}, "note": "as resolved"}
 
 
-def start(folder: Path, here: Mesh) -> tuple[Engine, Ema]:
+def start(folder: Path, here: Mesh, precision: str = "bf16") -> tuple[Engine, Ema]:
     """The engine and average of these tests."""
-    engine = tiny.build(folder / "weights.safetensors", here, tiny.optim("bf16"))
+    engine = tiny.build(folder / "weights.safetensors", here, tiny.optim(precision))
     return engine, Ema(EmaConfig(decay=0.9), engine)
 
 
@@ -64,10 +65,10 @@ def save_on_rank(folder: str, tp: int, sp: bool) -> list[tuple[float, float]]:
     return series
 
 
-def resume_on_rank(folder: str, tp: int, sp: bool, into: str) -> list[tuple[float, float]]:
+def resume_on_rank(folder: str, tp: int, sp: bool, precision: str, into: str) -> list[tuple[float, float]]:
     """Load the newest into weights that differ, save it again as it is, train on and save the end."""
     here = tiny.mesh(tp, sp)
-    engine, ema = start(Path(folder), here)
+    engine, ema = start(Path(folder), here, precision)
     steps(engine, ema, 7, 1)  # not the weights, moments, average or step that will be loaded
     newest = latest(Path(folder) / "saved", here)
     assert newest and load(engine, ema, newest, here) == SAVED and engine.updates == SAVED
@@ -106,6 +107,7 @@ def test_a_checkpoint_says_what_it_is(saved: tuple[Path, Any]) -> None:
     assert (reader.step, reader.updates, reader.config, reader.extra) == (3, 3, RESOLVED, {"seen": [3, 0]})
     whole = {name: tuple(p.shape) for name, p in MMDiT(tiny.CONFIG).named_parameters()}
     assert reader.shapes == whole and reader.names == sorted(whole)
+    subprocess.run(["sha256sum", "--check", "--quiet", "index.sha256"], cwd=reader.path, check=True)
     trained = {name for name, p in MMDiT(tiny.CONFIG).named_parameters() if p.requires_grad}
     for name in reader.names:
         kinds = ("param", "exp_avg", "exp_avg_sq", "ema") if name in trained else ("param", "ema")
@@ -114,20 +116,21 @@ def test_a_checkpoint_says_what_it_is(saved: tuple[Path, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "tp", "sp"), [(4, 2, False), (4, 1, False), (4, 4, False), (2, 2, True), (1, 1, False)]
+    ("world", "tp", "sp", "precision"),
+    [(4, 2, False, "bf16"), (4, 1, False, "bf16"), (4, 4, False, "bf16"), (2, 2, True, "bf16"), (1, 1, False, "fp32")],
 )
 def test_every_tensor_is_bit_equal_on_any_layout_and_training_goes_on(
-    ranks: Ranks, saved: tuple[Path, list[tuple[float, float]]], world: int, tp: int, sp: bool
+    ranks: Ranks, saved: tuple[Path, list[tuple[float, float]]], world: int, tp: int, sp: bool, precision: str
 ) -> None:
     folder, wanted = saved
     into = f"{world}-{tp}-{sp}"
-    series = ranks.run(world, resume_on_rank, folder=folder, tp=tp, sp=sp, into=into)
+    series = ranks.run(world, resume_on_rank, folder=folder, tp=tp, sp=sp, precision=precision, into=into)
     same_bits(folder / "saved" / "step-00000003", folder / into / "step-00000003")
     if (world, tp, sp) == (4, 2, False):
         assert all(one == wanted for one in series)
         same_bits(folder / "end" / "step-00000005", folder / into / "step-00000005")
-    for one in series:
-        assert torch.tensor(one).allclose(torch.tensor(wanted), rtol=3e-2)
+    for one in series:  # fp32 does not round the timestep as bf16 does
+        assert torch.tensor(one).allclose(torch.tensor(wanted), rtol=3e-2 if precision == "bf16" else 0.2)
 
 
 def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(
