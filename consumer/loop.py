@@ -106,4 +106,6 @@ def _batch(run: Training, unit: UnitId, step: int | str) -> tuple[Batch, float]:
 
 
 def _validate(run: Training, batches: list[Batch], step: int) -> None:
+    if not run.source.welcome.validation_units:
+        return  # the recipe holds nothing out
     tell(run.sinks, validation_loss(run.engine.module, run.objective, batches, run.mesh, step))
