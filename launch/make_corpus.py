@@ -49,7 +49,7 @@ def make_corpus(out: Path) -> dict[str, int]:
     shards = {f"photographs-{n:05d}": good[n::_SHARDS] for n in range(_SHARDS)}
     # Their originals come before them in name, so that it is the copies that are dropped.
     for number, item in enumerate(_planted(good)):
-        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(5 * number, item)
+        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(2 * number, item)
     shards["lettering-00000"] = list(_lettering())
     for name, items in shards.items():
         _write_tar(out / f"{name}.tar", items)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 import ray
+from ray._private import ray_constants
 
 # A Unix socket's path holds 107 characters (unix(7)); Ray puts 63 after its temporary folder.
 _MAX_TEMP = 107 - 63
@@ -43,15 +44,16 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
         return
     temp = _short_folder()
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=object_store_bytes,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temp,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _loopback_alone():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=object_store_bytes,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=temp,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         yield
     finally:
         try:
@@ -60,6 +62,25 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
             # Also where an interrupt ends the shutdown itself.
             _end_processes(temp)
             shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """Have a starting Ray bind its ports to the loopback; on Linux it opens some twenty to every interface.
+
+    What keeps them closed elsewhere is a switch for other systems, which Ray reads when it is imported and hands to
+    its processes by the environment.
+    """
+    name, before = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if said is not None:
+            os.environ[name] = said
 
 
 def _end_processes(temp: str) -> None:

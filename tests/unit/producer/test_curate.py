@@ -1,0 +1,240 @@
+"""Curation on a real local Ray: the planted faults are found, sums add up, and being killed changes nothing."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from skimage import data
+
+from launch.make_corpus import make_corpus
+from producer.api.bucket import ASPECTS
+from producer.cluster import ClusterError
+from producer.curate import CurateConfig, CurateError, Funnel, Progress, curate, within
+from producer.index import Index
+from producer.lock import LockError, exclusive
+from producer.operator.nsfw import NsfwError
+from producer.operator.stage import OperatorsConfig
+from producer.source.reader import SourceConfig
+from producer.source.shard import SourceError
+from producer.tokens import TokenizerError, count_tokens
+from tests.unit.producer.test_sources import write_tar
+
+ROOT = Path(__file__).parents[3]
+
+# Ray Data warns of defaults of its own when it copies its settings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from launch.make_encoders import make_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke corpus, and 20 more tars so that there is a while in which to interrupt."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(folder)
+    draw = np.random.default_rng(0)
+    whole = Image.fromarray(data.retina())
+    for number in range(20):
+        members: list[tuple[str, bytes]] = []
+        for stem in range(4):
+            left, top = (int(draw.integers(0, 700)) for _ in range(2))
+            out = io.BytesIO()
+            whole.crop((left, top, left + 700, top + 700)).rotate(int(draw.integers(0, 360))).save(out, "JPEG")
+            members += [(f"{stem}.jpg", out.getvalue()), (f"{stem}.txt", b"A part of a retina.")]
+        write_tar(folder / f"retina-{number:05d}.tar", members)
+    return folder
+
+
+def run(source: Path, folder: Path, tokenizer: Path, **changes: object) -> tuple[Funnel, list[Progress]]:
+    said: list[Progress] = []
+    operators = changes.pop("operators", {})
+    funnel = curate(
+        SourceConfig(path=source),
+        CurateConfig.model_validate({"index": folder / "index"} | changes),
+        OperatorsConfig.model_validate(operators),
+        tokenizer=tokenizer,
+        resolutions=(256,),
+        aspects=ASPECTS,
+        progress=said.append,
+    )
+    return funnel, said
+
+
+@pytest.fixture(scope="module")
+def curated(corpus: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Funnel]]:
+    """The corpus curated once on a local Ray."""
+    folder = tmp_path_factory.mktemp("curated")
+    funnel, said = run(corpus, folder, tokenizer)
+    assert said[0] == Progress("scoring", 0, funnel.shards, 0)
+    assert [one.stage for one in said[-2:]] == ["judging", "writing"]
+    assert [one.done for one in said[: funnel.shards + 1]] == list(range(funnel.shards + 1))
+    yield folder, funnel
+
+
+def test_every_planted_fault_is_dropped_by_the_operator_for_it_and_nothing_else_is(
+    curated: tuple[Path, Funnel], corpus: Path
+) -> None:
+    folder, _ = curated
+    rows = Index.open(folder / "index").table.select(["key", "kept", "dropped_by"]).to_pylist()
+    planted = {item["key"]: item["operator"] for item in json.loads((corpus / "planted.json").read_text())}
+    ours = [row for row in rows if not row["key"].startswith("retina-")]
+    assert {row["key"]: row["dropped_by"] for row in ours if not row["kept"]} == planted
+
+
+def test_the_funnel_adds_up_and_agrees_with_the_index(curated: tuple[Path, Funnel]) -> None:
+    folder, funnel = curated
+    index = Index.open(folder / "index")
+    kept = index.table["kept"].to_pylist()
+    assert funnel.seen == index.table.num_rows == funnel.kept + sum(funnel.dropped.values())
+    assert funnel.kept == sum(kept) == sum(funnel.buckets.values()) >= 150
+    assert len(funnel.buckets) >= 5
+    assert set(funnel.example) == {name for name, number in funnel.dropped.items() if number}
+    assert funnel.off == {"nsfw": "no classifier: set operators.nsfw.model to a folder"}
+    assert (funnel.generation, funnel.shards, funnel.scored) == (index.id, 26, 26)
+
+
+def test_captions_carry_their_length_by_the_real_tokenizer(curated: tuple[Path, Funnel], tokenizer: Path) -> None:
+    folder, _ = curated
+    captions = [one for row in Index.open(folder / "index").table["captions"].to_pylist() for one in row]
+    assert {one["split"] for one in captions} == {"raw", "recaption"}
+    assert [one["tokens"] for one in captions] == count_tokens(tokenizer, [one["text"] for one in captions])
+    assert min(one["tokens"] for one in captions) > 0
+
+
+def test_running_again_scores_nothing_starts_no_ray_and_keeps_the_generation(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path
+) -> None:
+    """Ray would refuse the address: it is not asked."""
+    folder, first = curated
+    again, said = run(corpus, folder, tokenizer, address="127.0.0.1:1")
+    assert (again.scored, again.generation) == (0, first.generation)
+    assert said[0].done == said[0].total and said[0].samples == first.seen
+    assert len(list((folder / "index").glob("gen-*"))) == 1
+
+
+def test_a_moved_threshold_makes_a_new_generation_from_the_stored_scores(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path
+) -> None:
+    folder, first = curated
+    stricter, _ = run(corpus, folder, tokenizer, operators={"resolution": {"min": 300.0}}, address="127.0.0.1:1")
+    assert stricter.scored == 0 and stricter.generation != first.generation
+    assert stricter.dropped["resolution"] > first.dropped["resolution"]
+    assert stricter.seen == stricter.kept + sum(stricter.dropped.values()) == first.seen
+    back, _ = run(corpus, folder, tokenizer, address="127.0.0.1:1")
+    assert back.generation == first.generation
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.unit.producer.test_curate import run
+print(run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))[0].generation)
+"""
+
+
+def start(source: Path, folder: Path, tokenizer: Path) -> subprocess.Popen[bytes]:
+    """Curation as a process of its own group, as from a terminal."""
+    command = [sys.executable, "-c", SCRIPT, str(source), str(folder), str(tokenizer)]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+
+
+def scored(folder: Path) -> int:
+    return len(list((folder / "curate").glob("scores/*/*.parquet")))
+
+
+def wait_for(folder: Path, number: int, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 90
+    while scored(folder) < number:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_interrupted_and_killed_it_goes_on_and_the_index_is_the_same_to_the_byte(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    undisturbed, first = curated
+    child = start(corpus, tmp_path, tokenizer)
+    wait_for(tmp_path, 1, child)
+    family = psutil.Process(child.pid).children(recursive=True)
+    os.killpg(child.pid, signal.SIGINT)
+    child.wait(10)
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    before = scored(tmp_path)
+    assert 1 <= before < first.shards
+
+    child = start(corpus, tmp_path, tokenizer)
+    wait_for(tmp_path, before + 1, child)
+    child.kill()
+    child.wait(10)
+    assert not (tmp_path / "index").exists()
+
+    resumed, _ = run(corpus, tmp_path, tokenizer)
+    assert 0 < resumed.scored < first.shards == first.scored
+    assert not list((tmp_path / "curate").glob("scores/*/*.parquet.*"))
+    for name in ("rows.parquet", "generation.json"):
+        one, other = ((folder / "index/gen-00001" / name).read_bytes() for folder in (tmp_path, undisturbed))
+        assert one == other
+
+
+def test_settings_that_keep_nothing_are_an_error_with_the_counts(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path
+) -> None:
+    folder, first = curated
+    with pytest.raises(CurateError, match=rf"nothing is kept of {first.seen} samples: .* by resolution"):
+        run(corpus, folder, tokenizer, operators={"resolution": {"min": 9000.0}}, address="127.0.0.1:1")
+    assert Index.open(folder / "index").id == first.generation
+
+
+def test_wrong_settings_are_named_before_ray_starts(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(SourceError, match=r"source\.path: .*nowhere does not exist"):
+        run(tmp_path / "nowhere", tmp_path, tokenizer)
+    with pytest.raises(TokenizerError, match=r"encoder: .*nowhere holds no tokenizer_config\.json"):
+        run(corpus, tmp_path, tmp_path / "nowhere")
+    with pytest.raises(NsfwError, match=r"operators\.nsfw\.model: .*nowhere holds no readable config\.json"):
+        run(corpus, tmp_path, tokenizer, operators={"nsfw": {"model": tmp_path / "nowhere"}})
+    with pytest.raises(ClusterError, match=r"curate\.address: nobody answers at 127\.0\.0\.1:1 "):
+        run(corpus, tmp_path, tokenizer, address="127.0.0.1:1")
+    with exclusive(tmp_path / "curate" / ".lock", timeout_s=0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("producer.curate._LOCK_TIMEOUT_S", 0.1)
+        with pytest.raises(LockError, match=r"curate/\.lock: held by another process"):
+            run(corpus, tmp_path, tokenizer)
+    assert time.monotonic() - started < 30
+    assert not list(tmp_path.glob("index/*"))
+
+
+def test_a_run_in_which_nothing_ends_is_ended_with_what_to_do() -> None:
+    def stuck() -> Iterator[dict[str, object]]:
+        yield {"shard": "a"}
+        time.sleep(5)
+
+    came = within(stuck(), 0.2, "curate.stall_s")
+    assert next(came) == {"shard": "a"}
+    with pytest.raises(CurateError, match=r"curate\.stall_s: no shard was finished for 0\.2 s"):
+        next(came)
+
+
+def test_an_error_inside_a_task_is_not_swallowed() -> None:
+    def broken() -> Iterator[dict[str, object]]:
+        yield {"shard": "a"}
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(within(broken(), 5, "curate.stall_s"))
