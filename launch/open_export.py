@@ -21,7 +21,11 @@ def main(folder: str, out: str) -> None:
     sys.meta_path.insert(0, Blocked())
     import torch
     from diffusers import QwenImagePipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipeline = QwenImagePipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
