@@ -35,6 +35,7 @@ class Child:
             env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self.lines: list[str] = []
+        self.ending = False  # what it says of being interrupted goes to the log alone
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -45,7 +46,8 @@ class Child:
                 self.lines.append(line.rstrip())
                 log.write(line)
                 log.flush()
-                print(f"  {line.rstrip()}", flush=True)
+                if not self.ending:
+                    print(f"  {line.rstrip()}", flush=True)
 
     def until(self, fine: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `fine`; ChildError when the command ends before, or after `timeout_s`."""
@@ -67,15 +69,6 @@ class Child:
         if code:
             raise ChildError(f"{self.name}: ended with code {code}; see {self.log}")
 
-    def stop(self) -> None:
-        """Ask for the end, then force it: the command, and all that it started."""
-        family = self.family()
-        if self.process.poll() is None:
-            self.signal(signal.SIGINT)
-            psutil.wait_procs(family, GRACE_S)
-        kill(family)
-        self.process.wait(5)
-
     def kill(self) -> None:
         """SIGKILL to the command and all that it started, at once."""
         kill(self.family())
@@ -92,6 +85,18 @@ class Child:
             return [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+
+def stop(children: Sequence[Child]) -> None:
+    """Ask all of `children` to end, then force it: the commands, and all that they started."""
+    family = [process for child in children for process in child.family()]
+    for child in children:
+        child.ending = True
+        child.signal(signal.SIGINT)
+    psutil.wait_procs(family, GRACE_S)
+    kill(family)
+    for child in children:
+        child.process.wait(5)
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

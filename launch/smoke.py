@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from consumer.metrics import lines
-from launch.child import Child, ChildError, MemoryWatch, python, torchrun
+from launch.child import Child, ChildError, MemoryWatch, python, stop, torchrun
 from launch.settings import Settings, command_line, guarded
 
 # The least that the validation loss must fall.
@@ -39,6 +39,7 @@ class Smoke:
 
     settings: Settings
     config: Path
+    overrides: list[str]
     report: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     alive: list[Child] = field(default_factory=list)
@@ -46,6 +47,11 @@ class Smoke:
     @property
     def dir(self) -> Path:
         return self.settings.run.dir
+
+    @property
+    def settled(self) -> list[str | Path]:
+        """What every command gets: the file, and what was laid over it."""
+        return [self.config, *self.overrides]
 
     def start(self, name: str, command: list[str | Path]) -> Child:
         child = Child(name, command, self.dir / "logs" / f"{name}.log")
@@ -58,14 +64,14 @@ class Smoke:
         self.alive.remove(child)
 
     def stop(self) -> None:
-        while self.alive:
-            self.alive.pop().stop()
+        stop(self.alive)
+        self.alive.clear()
 
 
 def main() -> int:
     settings, arguments = command_line(__doc__)
     began, memory = time.monotonic(), MemoryWatch()
-    smoke = Smoke(settings, arguments.config)
+    smoke = Smoke(settings, arguments.config, arguments.overrides)
     clear(smoke)
     try:
         for name, stage in STAGES.items():
@@ -99,13 +105,13 @@ def make_data(smoke: Smoke) -> None:
 
 def curate(smoke: Smoke) -> None:
     report = smoke.dir / "curate" / "report.json"
-    smoke.run("curate", python("launch/curate.py", smoke.config, "--report", report))
+    smoke.run("curate", python("launch/curate.py", *smoke.settled, "--report", report))
     smoke.report["curate"] = json.loads(report.read_text())
 
 
 def produce(smoke: Smoke) -> None:
     report = smoke.dir / "fleet" / "report.json"
-    fleet = smoke.start("produce", python("launch/produce.py", smoke.config, "--report", report))
+    fleet = smoke.start("produce", python("launch/produce.py", *smoke.settled, "--report", report))
     fleet.until(lambda: any(line.startswith("ready") for line in fleet.lines), 90)
 
 
@@ -146,12 +152,12 @@ def finish_producing(smoke: Smoke) -> None:
 
 
 def sample(smoke: Smoke) -> None:
-    smoke.run("sample", python("launch/sample.py", smoke.config, "--out", smoke.dir / "grid.png"))
+    smoke.run("sample", python("launch/sample.py", *smoke.settled, "--out", smoke.dir / "grid.png"))
 
 
 def export(smoke: Smoke) -> None:
     folder = smoke.dir / "export"
-    smoke.run("export", python("launch/export.py", smoke.config, "--out", folder))
+    smoke.run("export", python("launch/export.py", *smoke.settled, "--out", folder))
     smoke.run("diffusers", [sys.executable, "-I", "launch/open_export.py", folder, smoke.dir / "diffusers.png"])
     newest = max((smoke.settings.checkpoint.path).glob("step-*"))
     smoke.report["paths"] = {"checkpoint": str(newest), "export": str(folder), "grid": str(smoke.dir / "grid.png")}
@@ -170,7 +176,7 @@ STAGES: dict[str, Callable[[Smoke], None]] = {
 
 
 def _training(smoke: Smoke, *overrides: str) -> list[str | Path]:
-    return torchrun(smoke.settings.mesh.tp, "launch/pretrain.py", smoke.config, *overrides)
+    return torchrun(smoke.settings.mesh.tp, "launch/pretrain.py", *smoke.settled, *overrides)
 
 
 def _steps(metrics: Path) -> int:

@@ -1,0 +1,63 @@
+"""The main job, as `make smoke` runs it, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def smoke(folder: Path) -> list[str]:
+    return [sys.executable, "launch/smoke.py", "launch/configs/smoke.toml", f"run.dir={folder}"]
+
+
+def descendants(folder: Path) -> list[psutil.Process]:
+    """Processes that have to do with a run in `folder`."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in part for part in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_path: Path) -> None:
+    done = subprocess.run(smoke(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=850)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    curate, train = report["curate"], report["train"]
+    assert curate["in"] == curate["kept"] + sum(curate["dropped"].values())
+    assert curate["kept"] >= 150 and len(curate["buckets"]) >= 5
+    assert {"broken", "file_size", "resolution", "exact_duplicate", "near_duplicate"} <= curate["dropped"].keys()
+    assert report["produce"]["images"] > 0 and train["steps"] == 60
+    assert train["resumed_bit_equal"]
+    assert train["validation_loss_last"] <= 0.85 * train["validation_loss_first"]
+    for name in ("grid.png", "diffusers.png"):
+        assert Image.open(tmp_path / name).size >= (256, 256)
+    assert not descendants(tmp_path)
+
+
+@pytest.mark.timeout(200)
+def test_ctrl_c_ends_everything_within_ten_seconds(tmp_path: Path) -> None:
+    log = tmp_path / "out"
+    with log.open("w") as out:
+        job = subprocess.Popen(smoke(tmp_path / "run"), cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+    deadline = time.monotonic() + 150
+    while "train, kill, resume" not in log.read_text():  # producers are up, and training starts
+        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    time.sleep(2)
+    asked = time.monotonic()
+    os.killpg(job.pid, signal.SIGINT)
+    assert job.wait(20) == 130
+    assert time.monotonic() - asked < 10
+    assert not descendants(tmp_path)
+    assert not list((tmp_path / "run").rglob("*.part")) and "Traceback" not in log.read_text()
