@@ -36,14 +36,20 @@ def main() -> int:
     # Here, since Ray takes seconds to import and a wrong setting should not have to wait for it.
     from producer.fleet import Fleet
 
-    with Fleet(settings.fleet, job(settings)) as fleet:
-        stop = asked_to_stop()
-        print(f"ready: {settings.fleet.workers} workers, plan {fleet.plan}, coordinator at {fleet.address}", flush=True)
-        report = run(fleet, settings, stop)
+    try:
+        with Fleet(settings.fleet, job(settings)) as fleet:
+            stop = asked_to_stop()
+            workers = settings.fleet.workers
+            print(f"ready: {workers} workers, plan {fleet.plan}, coordinator at {fleet.address}", flush=True)
+            report = run(fleet, settings, stop)
+    except SystemExit:
+        # While it starts, Ray has SIGTERM end the process its own way.
+        raise KeyboardInterrupt from None
     if arguments.report:
         write(arguments.report, report)
     print("ended", flush=True)
-    return 0
+    # All is put away; unloading torch would only take seconds more.
+    os._exit(0)
 
 
 def asked_to_stop() -> threading.Event:

@@ -98,12 +98,13 @@ class Fleet:
 
     def _start(self) -> None:
         config = self.config
+        self._check_cpus(os.cpu_count() or 1)
         self._token = make_token(config.token_file)
         gate(config.host, config.port, self._token)
         self._stack.enter_context(
             cluster(config.address, object_store_bytes=config.object_store_mb << 20, setting="fleet.address")
         )
-        self._check_cpus()
+        self._check_cpus(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
         port = config.port or _free_port(config.host)
         self.address = f"{reachable(config.host)}:{port}"
         for index in range(config.workers):
@@ -153,12 +154,10 @@ class Fleet:
                 raise FleetError(answer["error"])
         return answers
 
-    def _check_cpus(self) -> None:
-        if self.config.address != "local":
-            return
+    def _check_cpus(self, there: float) -> None:
+        """FleetError where Ray would wait for ever; on a cluster more machines may come."""
         wanted = self.config.workers * self.config.cpus_per_worker + _COORDINATOR_CPUS
-        there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        if wanted > there:
+        if self.config.address == "local" and wanted > there:
             raise FleetError(
                 f"fleet.workers: {self.config.workers} of {self.config.cpus_per_worker:g} CPUs and a coordinator need "
                 f"{wanted:g}, this machine has {there:g}: use fewer, or lower fleet.cpus_per_worker"
