@@ -81,7 +81,7 @@ def save(
         if mesh.rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
     if mesh.rank == 0:
-        _prune(config)
+        _prune(config, step)
     return final
 
 
@@ -185,26 +185,33 @@ def _publish(aside: Path, final: Path, head: Index, world: int) -> None:
     _put(aside / INDEX, raw)
     _put(aside / INDEX_HASH, index_hash(raw))
     _sync(aside)
-    if final.exists():  # a damaged one, passed over when training resumed before it
-        _remove(final)
+    if final.exists():
+        _retire(final)
     os.replace(aside, final)
     _sync(final.parent)
 
 
-def _prune(config: CheckpointConfig) -> None:
-    """Remove all but the newest."""
-    for step in sorted(_steps(config.path), reverse=True)[config.keep :]:
-        try:
-            _remove(_folder(config.path, step))
-        except OSError as error:
-            log.warning("old checkpoint not removed: %s", error)
+def _prune(config: CheckpointConfig, newest: int) -> None:
+    """Remove all but the last ones up to `newest`, the one just saved."""
+    steps = sorted(_steps(config.path), reverse=True)
+    try:
+        for later in (step for step in steps if step > newest):
+            _retire(_folder(config.path, later))
+        for old in [step for step in steps if step <= newest][config.keep :]:
+            # From the first moment of its removal it no longer looks like a checkpoint.
+            aside = config.path / f"{_ASIDE}step-{old:08d}"
+            os.replace(_folder(config.path, old), aside)
+            shutil.rmtree(aside)
+    except OSError as error:
+        log.warning("old checkpoint not removed: %s", error)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint; from the first moment it no longer looks like one."""
-    aside = folder.parent / f"{_ASIDE}old-{folder.name}"
-    os.replace(folder, aside)
-    shutil.rmtree(aside)
+def _retire(folder: Path) -> None:
+    """Rename a checkpoint that training went back behind, being damaged or not wanted: it is no longer the newest."""
+    retired = folder.parent / f"retired-{folder.name}"
+    shutil.rmtree(retired, ignore_errors=True)
+    os.replace(folder, retired)
+    log.warning("training went back behind %s: renamed to %s", folder, retired.name)
 
 
 def _steps(root: Path) -> list[int]:

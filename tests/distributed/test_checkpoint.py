@@ -8,6 +8,8 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ RESOLVED = {"model": {"num_layers": 3}, "note": "as resolved"}
 
 def start(folder: Path, here: Mesh, precision: str = "bf16") -> tuple[Engine, Ema]:
     """The engine and average of these tests."""
-    engine = tiny.build(folder / "weights.safetensors", here, tiny.optim(precision))
+    # Without overlap no forward gathers the parameters: what is loaded must already be everywhere.
+    engine = tiny.build(folder / "weights.safetensors", here, tiny.optim(precision, overlap=here.tp > 1))
     return engine, Ema(EmaConfig(decay=0.9), engine)
 
 
@@ -243,46 +246,89 @@ def test_all_ranks_agree_that_a_checkpoint_is_damaged(ranks: Ranks, saved: tuple
         assert "rank-00003.safetensors: its sha256" in refused or "another rank" in refused
 
 
-def killed_on_rank(folder: str, moment: int) -> None:
-    """Save twice; be killed at the given one of the second save's writes to disk."""
+def killed_on_rank(folder: str, moment: int) -> int:
+    """Save twice; be killed before the given line of Python of the second save. The lines there are."""
     here = tiny.mesh(1, False)
     engine, ema = start(Path(folder).parent, here)
     save(config(Path(folder)), engine, ema, 1, RESOLVED, {}, here)
-    left, fsync, rename = moment, os.fsync, os.replace
+    lines = 0
 
-    def count(act: Any) -> Any:
-        def counted(*arguments: Any) -> None:
-            nonlocal left
-            if left == 0:
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal lines
+        # What touches files; not the loops over tensors, which are most of the lines.
+        code = frame.f_code
+        if event == "line" and code.co_filename.endswith(("checkpoint.py", "shutil.py")) and code.co_name != "take":
+            if lines == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-            act(*arguments)
+            lines += 1
+        return trace
 
-        return counted
-
-    os.fsync, os.replace = count(fsync), count(rename)
-    save(config(Path(folder)), engine, ema, 2, RESOLVED, {}, here)
-    os.fsync, os.replace = fsync, rename
+    sys.settrace(trace)
+    save(config(Path(folder), keep=1), engine, ema, 2, RESOLVED, {}, here)
+    sys.settrace(None)
     here.close()
+    return lines
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_newest_one(ranks: Ranks, saved: tuple[Path, Any]) -> None:
-    finished = False
-    for moment in range(20):
+def test_a_kill_at_any_line_of_a_save_leaves_a_whole_newest_one(ranks: Ranks, saved: tuple[Path, Any]) -> None:
+    (lines,) = ranks.run(1, killed_on_rank, folder=saved[0] / "not-killed", moment=-1)
+    assert latest(saved[0] / "not-killed") == saved[0] / "not-killed" / "step-00000002"
+    newest = set()
+    for moment in range(lines // 48, lines, lines // 24):
         root = saved[0] / f"killed-{moment}"
-        try:
+        with pytest.raises(RanksError) as ended:
             ranks.run(1, killed_on_rank, folder=root, moment=moment)
-            finished = True
-        except RanksError as error:
-            assert error.codes == [-signal.SIGKILL]
-        newest = latest(root)
-        assert newest and everything(newest)
-        assert newest.name == "step-00000002" or not finished
-        if finished:
-            break
-        (aside,) = [path for path in root.iterdir() if path.name.startswith(".")] or [None]
-        assert aside or newest.name == "step-00000002"
-    assert finished and moment >= 6
+        assert ended.value.codes == [-signal.SIGKILL]
+        found = list(root.glob("step-*"))
+        assert found and all(everything(path) for path in found) and latest(root) == max(found)
+        newest.add(max(found).name)
+    assert newest == {"step-00000001", "step-00000002"}
+
+
+def save_until_killed_on_rank(folder: str, seconds: float) -> None:
+    """Save step after step, and be killed some seconds after the second."""
+    here = tiny.mesh(2, False)
+    engine, ema = start(Path(folder).parent, here)
+    for step in range(1, 10_000):
+        save(config(Path(folder), keep=2), engine, ema, step, RESOLVED, {}, here)
+        if step == 2:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def test_a_kill_of_all_ranks_at_any_time_leaves_a_whole_newest_one(ranks: Ranks, saved: tuple[Path, Any]) -> None:
+    rng = random.Random(3)
+    for number in range(4):
+        root = saved[0] / f"all-killed-{number}"
+        with pytest.raises(RanksError) as ended:
+            ranks.run(2, save_until_killed_on_rank, folder=root, seconds=rng.random() / 2)
+        assert -signal.SIGKILL in ended.value.codes
+        found = list(root.glob("step-*"))
+        assert found and all(everything(path) for path in found) and latest(root) == max(found)
+
+
+def go_back_on_rank(folder: str) -> list[Any]:
+    """Resume behind a damaged checkpoint and save: the names left after each save."""
+    here = tiny.mesh(1, False)
+    engine, ema = start(Path(folder).parent, here)
+    root = config(Path(folder), keep=1)
+    names = []
+    for step in (2, 6):
+        save(root, engine, ema, step, RESOLVED, {}, here)
+    flipped(Path(folder) / "step-00000006" / "rank-00000.safetensors", random.Random(1))
+    for step in (4, 6):
+        save(root, engine, ema, step, RESOLVED, {}, here)
+        newest = latest(Path(folder), here)
+        names.append([newest and newest.name, sorted(path.name for path in Path(folder).iterdir())])
+    here.close()
+    return names
+
+
+def test_going_back_behind_a_damaged_checkpoint_never_costs_the_new_ones(ranks: Ranks, saved: tuple[Path, Any]) -> None:
+    (names,) = ranks.run(1, go_back_on_rank, folder=saved[0] / "back")
+    assert names == [
+        ["step-00000004", ["retired-step-00000006", "step-00000004"]],
+        ["step-00000006", ["retired-step-00000006", "step-00000006"]],
+    ]
 
 
 def full_on_rank(folder: str) -> list[str]:
