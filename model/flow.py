@@ -9,23 +9,42 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
 from model.init import seed_of
 
+# The density's open interval: a quantile of exactly 0 or 1 has no logit.
+_EDGE = 1e-7
+
+# The noise levels of a 1000-step grid, whose last one a terminal stretch brings to its end.
+_GRID = 1000
+
 
 class FlowConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """How a sample's noise level, noise and condition are drawn."""
+    """How a sample's noise level, noise and condition are drawn, and what its error weighs."""
 
-    density: Literal["logit_normal", "uniform"] = "logit_normal"  # the report names the first, without its numbers
-    mean: float = 0.0  # of the logit
+    density: Literal["logit_normal", "uniform", "mode", "beta"] = "logit_normal"  # the report's, without its numbers
+    mean: float = 0.0  # logit_normal: of the logit
     std: float = Field(default=1.0, gt=0)
+    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # mode: s of arXiv 2403.03206 equation 20
+    alpha: float = Field(default=2.0, gt=0)  # beta: of sigma
+    beta: float = Field(default=2.0, gt=0)
     # A shift of sigma in training, which the report does not mention: dynamic is inference's, by target tokens.
     shift: Literal["none", "fixed", "dynamic"] = "none"
     fixed_shift: float = Field(default=1.0, gt=0)  # exp(mu) of the fixed shift
+    terminal: float = Field(default=0.0, ge=0, lt=1)  # least sigma after a shift; the released scheduler's is 0.02
+    # none; sigma^-2 and cosmap (arXiv 2403.03206, as diffusers computes them); bell (DiffSynth-Studio's)
+    weight: Literal["none", "sigma_sqrt", "cosmap", "bell"] = "none"
     posterior: Literal["mean", "sample"] = "sample"  # of the VAE, for targets
     prompt_dropout: float = Field(default=0.1, ge=0, lt=1)  # trained on the empty prompt (Qwen-Image-2.0)
+
+    @model_validator(mode="after")
+    def _stretches_a_shift(self) -> "FlowConfig":
+        if self.terminal and self.shift == "none":
+            raise ValueError(f"flow.terminal: {self.terminal} belongs to a shift, and flow.shift is none; set one or 0")
+        return self
 
 
 class Draw(NamedTuple):
@@ -50,16 +69,44 @@ def draw(config: FlowConfig, shape: tuple[int, ...], seed: int, step: int | str,
 
 def sigma_at(config: FlowConfig, quantile: float, tokens: int) -> float:
     """The noise level at a quantile in [0, 1) of the density, shifted for a target of `tokens`."""
-    sigma = quantile
-    if config.density == "logit_normal":
-        # The open interval: a quantile of exactly 0 or 1 has no logit.
-        inside = min(max(quantile, 1e-7), 1 - 1e-7)
-        normal = math.sqrt(2) * torch.erfinv(torch.tensor(2 * inside - 1, dtype=torch.float64)).item()
-        sigma = 1 / (1 + math.exp(-(config.mean + config.std * normal)))
+    sigma = _density(config, min(max(quantile, _EDGE), 1 - _EDGE))
     if config.shift == "none":
         return sigma
     factor = config.fixed_shift if config.shift == "fixed" else math.exp(dynamic_mu(tokens))
+    shifted = _shifted(sigma, factor)
+    if not config.terminal:
+        return shifted
+    # The released scheduler's stretch, for the grid of as many steps as the model's timesteps.
+    stretch = (1 - config.terminal) / (1 - _shifted(1 / _GRID, factor))
+    return max(1 - (1 - shifted) * stretch, _EDGE)
+
+
+def _density(config: FlowConfig, quantile: float) -> float:
+    if config.density == "logit_normal":
+        return 1 / (1 + math.exp(-(config.mean + config.std * float(ndtri(quantile)))))
+    if config.density == "mode":
+        bend = math.cos(math.pi / 2 * quantile) ** 2 - 1 + quantile
+        return min(max(1 - quantile - config.mode_scale * bend, _EDGE), 1 - _EDGE)
+    if config.density == "beta":
+        return min(max(float(betaincinv(config.alpha, config.beta, quantile)), _EDGE), 1 - _EDGE)
+    return quantile
+
+
+def _shifted(sigma: float, factor: float) -> float:
     return factor * sigma / (1 + (factor - 1) * sigma)
+
+
+def weight_at(config: FlowConfig, sigma: float) -> float:
+    """What the squared error of a sample at `sigma` counts; 1 unless configured."""
+    if config.weight == "sigma_sqrt":
+        return float(sigma**-2)
+    if config.weight == "cosmap":
+        return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+    if config.weight == "bell":
+        least = math.exp(-0.5)
+        mean = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - least  # over sigma uniform in [0, 1]
+        return (math.exp(-2 * (sigma - 0.5) ** 2) - least) / mean
+    return 1.0
 
 
 def dynamic_mu(tokens: int) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.flow import Draw, FlowConfig, draw, noised
+from model.flow import Draw, FlowConfig, draw, noised, weight_at
 from model.latent import normalise, pack
 from model.layout import Layout
 from producer.api.unit import Encoded, Latent
@@ -28,10 +28,11 @@ class Batch:
     """A unit ready for the model: packed tokens and what the velocity at them should be."""
 
     keys: tuple[str, ...]  # none for a unit whose samples were all rejected: it stands in with nothing to learn
-    image: Tensor  # [i, 4 c] noised latents
+    image: Tensor  # [i, 4 c] noised latents of targets, each followed by its clean references
     text: Tensor  # [t, e]
     sigma: Tensor  # [b] fp32
-    target: Tensor  # [i, 4 c] fp32 velocity
+    target: Tensor  # [targets, 4 c] fp32 velocity
+    weight: Tensor  # [b] fp32, what each sample's error counts
     layout: Layout
 
     @property
@@ -57,11 +58,12 @@ class FlowObjective:
         for sample in samples:
             chance = draw(self.config, sample.latent.mean.shape, self.seed, step, sample.key)
             point, velocity = noised(self._data(sample, chance), chance.noise, chance.sigma)
-            images.append(pack(point))
+            images += [pack(point), *(pack(self._normalised(reference.mean)) for reference in sample.references)]
             targets.append(pack(velocity))
             texts.append(self.empty if chance.dropped and step != "validation" else text_of(sample))
             sigmas.append(chance.sigma)
-            grids.append([(0, sample.latent.height // 16, sample.latent.width // 16)])
+            pictures = (sample.latent, *sample.references)
+            grids.append([(frame, p.height // 16, p.width // 16) for frame, p in enumerate(pictures)])
         self._check(samples, texts)
         layout = Layout.build(grids, [len(text) for text in texts], self.axes)
         return Batch(
@@ -70,6 +72,7 @@ class FlowObjective:
             torch.cat(texts).to(device, dtype),
             torch.tensor(sigmas, device=device),
             torch.cat(targets).to(device),
+            torch.tensor([weight_at(self.config, sigma) for sigma in sigmas], device=device),
             layout.to(device),
         )
 
@@ -77,7 +80,8 @@ class FlowObjective:
         """The sum over samples, with gradient, and each sample's loss [b] without."""
         velocity = model(batch.image, batch.text, batch.sigma, batch.layout)
         error = (velocity.float() - batch.target).square().mean(-1)
-        losses = torch.stack([part.mean() for part in error.split(list(batch.layout.target_lengths))])
+        means = [part.mean() for part in error.split(list(batch.layout.target_lengths))]
+        losses = torch.stack(means) * batch.weight
         if not batch.keys:
             # Every rank still runs backward, or the ranks that reduce gradients with it would wait for ever.
             return 0 * losses.sum(), losses.detach()[:0]
@@ -89,11 +93,14 @@ class FlowObjective:
         return Encoded("", "", "", "t2i", "", "", Latent(16, 16, zeros, zeros), text)
 
     def _data(self, sample: Encoded, chance: Draw) -> Tensor:
-        mean = torch.from_numpy(sample.latent.mean.astype("float32"))
-        if self.config.posterior == "sample":
-            logvar = torch.from_numpy(sample.latent.logvar.astype("float32"))
-            mean = mean + (0.5 * logvar).exp() * chance.posterior
-        return normalise(mean, self.mean, self.std)
+        """The clean target; references are always the posterior's mean, as the edit pipelines encode them."""
+        if self.config.posterior == "mean":
+            return self._normalised(sample.latent.mean)
+        logvar = torch.from_numpy(sample.latent.logvar.astype("float32"))
+        return self._normalised(sample.latent.mean, (0.5 * logvar).exp() * chance.posterior)
+
+    def _normalised(self, mean: np.ndarray, deviation: Tensor | float = 0.0) -> Tensor:
+        return normalise(torch.from_numpy(mean.astype("float32")) + deviation, self.mean, self.std)
 
     def _check(self, samples: Sequence[Encoded], texts: Sequence[Tensor]) -> None:
         channels, width = len(self.mean), self.empty.shape[1]

@@ -54,6 +54,17 @@ def test_a_dropped_prompt_is_the_encoding_of_the_empty_one_but_never_in_validati
     assert set(flow.batch(units, "validation", CPU, torch.float32).layout.text_lengths) == {3}
 
 
+def test_references_are_clean_tokens_after_their_target_and_carry_no_loss() -> None:
+    flow, edit = objective(posterior="mean"), sample("edit")
+    references = (sample("r", 16, 32).latent, sample("rr", 48, 16).latent)
+    edit = Encoded(**{**vars(edit), "references": references})
+    batch = flow.batch([sample("a"), edit], 0, CPU, torch.float32)
+    assert batch.layout.image_lengths == (6, 6 + 2 + 3) and batch.layout.target_lengths == (6, 6)
+    assert batch.target.shape[0] == 12 and batch.layout.target_rows is not None
+    first = batch.image[12:14].sum().item()
+    assert first == pytest.approx(references[0].mean.astype("float32").sum(), abs=1e-3)
+
+
 def test_an_empty_unit_still_has_a_backward_and_counts_for_nothing() -> None:
     flow = objective()
     batch = flow.batch([], 0, CPU, torch.float32)
