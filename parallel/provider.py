@@ -51,8 +51,7 @@ class Column(ColumnParallelLinear):  # type: ignore[misc]
             disable_grad_reduce=entered,
             tp_group=mesh.tp_group,
         )
-        # Left unmarked without perform_initialization; norms and checkpoints would take it for a whole weight.
-        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        _mark_split(self.weight, dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
@@ -73,7 +72,7 @@ class Row(RowParallelLinear):  # type: ignore[misc]
             skip_bias_add=False,
             tp_group=mesh.tp_group,
         )
-        set_tensor_model_parallel_attributes(self.weight, True, 1, 1)
+        _mark_split(self.weight, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
@@ -159,6 +158,12 @@ class MegatronProvider:
         return mappings.gather_from_sequence_parallel_region(
             x, tensor_parallel_output_grad=False, group=self.mesh.tp_group
         )
+
+
+def _mark_split(weight: Tensor, dim: int) -> None:
+    # 0.16 leaves it unmarked without perform_initialization; norms and checkpoints would take it for a whole weight.
+    if not hasattr(weight, "tensor_model_parallel"):
+        set_tensor_model_parallel_attributes(weight, True, dim, 1)
 
 
 def _never(weight: Tensor) -> None:
