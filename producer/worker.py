@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _CALL_S = 5.0  # the deadline of a call to the coordinator
 _AWAY_S = 0.5  # the pause before the next try while the coordinator is away
+_AWAY = (UnreachableError, RegistryError, RefusedError, ProtocolError)
 _QUEUE = 2  # units leased at once: the one being made and the next
 
 
@@ -148,9 +149,10 @@ class Worker:
             try:
                 pause = self._heartbeat()
                 said = ""
-            except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+            except Exception as error:
+                # Also what nobody foresaw: a worker that no longer speaks is lost.
                 if str(error) != said:
-                    log.warning("%s: %s", self._setup.name, error)
+                    log.warning("%s: %s", self._setup.name, error, exc_info=not isinstance(error, _AWAY))
                 said = str(error)
                 self._hang_up()
             with self._state:
@@ -235,6 +237,6 @@ class Worker:
                 self._ring.put(unit, batch)
             try:
                 return self._connect().ask(kind, message, Answer, _CALL_S)
-            except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+            except Exception as error:
                 log.info("%s: %s of %s not heard: %s", self._setup.name, kind, unit, error)
                 return None

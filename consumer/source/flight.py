@@ -165,6 +165,8 @@ class Producers:
                 raise UnreachableError(f"{address} sent nothing of {unit}") from None
             except flight.FlightError as error:
                 raise meaning(error, address) from None
+            except (pa.ArrowException, OSError) as error:
+                raise UnreachableError(f"{address} sent what is no unit: {error}") from None
             finally:
                 with self._lock:
                     del self._reads[reader]
@@ -176,7 +178,10 @@ class Producers:
             raise
 
     def _checked(self, unit: UnitId, batch: pa.RecordBatch) -> pa.RecordBatch:
-        header = header_of(batch)
+        try:
+            header = header_of(batch)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UnitError(f"{unit}: {error}") from None
         if header.unit != unit:
             raise UnitError(f"asked for {unit}, got {header.unit}")
         said = self.welcome
@@ -290,7 +295,11 @@ class FlightSource:
         try:
             if all(self._pull_one(unit) for step in range(start, stop) for unit in schedule(step)):
                 self._say_ack()
-        except SourceError as error:
+        except Exception as error:
+            # Whatever it is, the one who waits for a unit must hear of it.
+            if not isinstance(error, SourceError):
+                log.exception("pulling failed")
+                error = SourceError(f"pulling failed: {error!r}")
             with self._state:
                 self._error = error
                 self._state.notify_all()

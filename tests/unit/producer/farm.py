@@ -19,7 +19,7 @@ from producer.worker import Maker, Worker, WorkerSetup
 
 TOKEN = "a token as long as a real one is"
 JOB = SyntheticJob(units=2, validation_units=2, samples=2, bucket="64x64", tokens=8, width=8)
-LIMITS = Limits(horizon_bytes=200_000, heartbeat_s=0.1, lease_s=1.5)
+LIMITS = Limits(horizon_bytes=200_000, heartbeat_s=0.1, lease_s=2.5)
 
 
 def train(step: int, unit: int) -> UnitId:
@@ -30,7 +30,7 @@ def schedule(step: int) -> list[UnitId]:
     return [train(step, unit) for unit in range(JOB.units)]
 
 
-def until(fine: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(fine: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not fine():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -61,8 +61,8 @@ class Farm:
         self.coordinator = CoordinatorServer(self.offer, self.limits, host="127.0.0.1", port=port, token=TOKEN)
         write_registry(self.registry, self.coordinator.address)
 
-    def worker(self, name: str, maker: Maker | None = None) -> Worker:
-        setup = WorkerSetup(name, lambda: read_registry(self.registry), TOKEN)
+    def worker(self, name: str, maker: Maker | None = None, **setup_: Any) -> Worker:
+        setup = WorkerSetup(name, lambda: read_registry(self.registry), TOKEN, **setup_)
         self.workers.append(Worker(setup, maker or SyntheticMaker(self.job)))
         return self.workers[-1]
 

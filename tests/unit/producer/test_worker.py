@@ -297,6 +297,16 @@ def test_a_worker_whose_unit_is_refused_lets_it_go(tmp_path: Path) -> None:
         assert UnitId("empty", 0, 0) in worker._ring.list()[0]
 
 
+def test_a_worker_whose_memory_is_full_makes_only_what_is_needed_next(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        worker = running.worker("w0", memory_bytes=1)
+        running.source().hello(5)
+        near = {train(step, unit) for step in (5, 6) for unit in range(JOB.units)}
+        until(lambda: {unit for unit in worker._ring.list()[0] if unit.stream == "train"} == near)
+        time.sleep(0.4)
+        assert {unit for unit in worker._ring.list()[0] if unit.stream == "train"} == near
+
+
 def test_nothing_is_left_of_a_farm(tmp_path: Path) -> None:
     before = threading.active_count()
     with farm(tmp_path) as running:
