@@ -22,7 +22,7 @@ _PARTS = {
     "vae": ("diffusers", "AutoencoderKLQwenImage"),
 }
 # Settings of ours that the released config.json knows, under the same names.
-_RELEASED = {
+RELEASED = {
     "patch_size",
     "in_channels",
     "out_channels",
@@ -32,7 +32,7 @@ _RELEASED = {
     "joint_attention_dim",
     "axes_dims_rope",
 }
-_WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS = "diffusion_pytorch_model"
 # The released transformer's shards are about as large.
 SHARD_BYTES = 5_000_000_000
 
@@ -91,7 +91,7 @@ def _write_transformer(
         names = ", ".join(f"{name} {shape}" for name, shape in list(wanted.items())[:5])
         raise ExportError(f"{len(wanted)} weights are missing, such as {names}")
     shards.close()
-    said = config.model_dump(mode="json", include=_RELEASED) | {"guidance_embeds": False}
+    said = config.model_dump(mode="json", include=RELEASED) | {"guidance_embeds": False}
     _write_json(folder / "config.json", _signed("QwenImageTransformer2DModel") | said)
 
 
@@ -118,11 +118,11 @@ class _Shards:
         self._flush()
         places: dict[str, str] = {}
         for number, names in enumerate(self.files):
-            final = f"{_WEIGHTS}-{number + 1:05d}-of-{len(self.files):05d}.safetensors"
+            final = f"{WEIGHTS}-{number + 1:05d}-of-{len(self.files):05d}.safetensors"
             os.replace(self._file(number), self.folder / final)
             places |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(places.items()))}
-        _write_json(self.folder / f"{_WEIGHTS}.safetensors.index.json", index)
+        _write_json(self.folder / f"{WEIGHTS}.safetensors.index.json", index)
 
     def _flush(self) -> None:
         save_file(self.gathered, self._file(len(self.files)), metadata={"format": "pt"})

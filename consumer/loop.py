@@ -28,6 +28,7 @@ from producer.api.unit import UnitId
 
 class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     steps: int = Field(gt=0)  # optimizer steps in all
+    start_from: Path | None = None  # folder of released weights, for a run without checkpoints of its own
     metrics: Path  # folder of train.jsonl and tensorboard/
     validate_every: int = Field(default=0, ge=0)  # steps between validations; 0: before the first and after the last
     grace_s: float = Field(default=8.0, gt=0)  # from a signal to the forced end

@@ -9,6 +9,7 @@ Ctrl-C or SIGTERM saves a checkpoint at the end of the step.
 import json
 import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from consumer.ema import Ema
 from consumer.loop import Training, train
 from consumer.metrics import JsonLines, Sink, TensorBoard
 from consumer.objective.flow import FlowObjective, text_of
+from consumer.released import load_released
 from consumer.source.flight import FlightSource
 from consumer.source.group import GroupSource
 from consumer.stop import Stop
@@ -27,9 +29,9 @@ from launch.settings import Settings, command_line, guarded
 from model.init import fill
 from model.mmdit import MMDiT
 from parallel.engine import Engine
+from parallel.layers import check_provider, provider_of
 from parallel.mesh import Mesh, check
 from parallel.place import place
-from parallel.provider import MegatronProvider
 from producer.api.deal import deal
 from producer.api.malloc import tune
 from producer.api.protocol import Welcome, decode, encode
@@ -41,6 +43,7 @@ def main() -> int:
     settings, _ = command_line(__doc__)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=world)
+    check_provider(settings.mesh)
     deal(settings.recipe.units, world // settings.mesh.tp, 0)
     mean, std = latent_statistics(settings.encoder.root, settings.model)
     stop = Stop(settings.train.grace_s)
@@ -53,11 +56,13 @@ def main() -> int:
 
 def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: torch.Tensor) -> int:
     """Build every part on this rank, resume, train."""
-    engine, ema = build(settings, mesh)
     newest = latest(settings.checkpoint.path, mesh)
+    weights = None if newest else settings.train.start_from
+    engine, ema = build(settings, mesh, weights)
     start = load(engine, ema, newest, mesh) if newest else 0
     if mesh.rank == 0:
-        print(f"continuing from {newest}" if newest else "starting from step 0", flush=True)
+        fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
+        print(f"continuing from {newest}" if newest else fresh, flush=True)
     pull, welcome = meet(settings, mesh, start)
     source = GroupSource(pull, welcome, mesh)
     sinks = listen(settings, start) if mesh.rank == 0 else []
@@ -93,10 +98,16 @@ def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: tor
             pull.close()
 
 
-def build(settings: Settings, mesh: Mesh) -> tuple[Engine, Ema]:
-    """The model with its initial weights, its optimizer and its EMA, this rank's shares."""
-    model = MMDiT(settings.model, MegatronProvider(mesh, settings.optim.dtype))
-    fill(model, settings.run.seed, lambda parameter: place(parameter, mesh))
+def build(settings: Settings, mesh: Mesh, weights: Path | None) -> tuple[Engine, Ema]:
+    """The model with the released `weights` or initial ones, its optimizer and its EMA, this rank's shares."""
+    dtype = settings.optim.dtype
+    if weights:
+        with torch.device("meta"):
+            model = MMDiT(settings.model, provider_of(settings.mesh, mesh, dtype))
+        load_released(weights, model, mesh, dtype)
+    else:
+        model = MMDiT(settings.model, provider_of(settings.mesh, mesh, dtype))
+        fill(model, settings.run.seed, lambda parameter: place(parameter, mesh))
     engine = Engine(model, settings.optim, mesh)
     return engine, Ema(settings.ema, engine)
 

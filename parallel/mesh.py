@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,8 @@ class MeshConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     )
     cp: int = Field(default=1, ge=1)  # context parallel
     timeout_s: float = Field(default=600.0, gt=0)  # deadline of every collective
+    provider: Literal["megatron", "transformer_engine"] = "megatron"  # whose layers; the second's need CUDA
+    fp8: Literal["none", "current", "mxfp8"] = "none"  # of the blocks' matrices, scaled per tensor or per 32 elements
 
     @field_validator("cp")
     @classmethod
@@ -39,6 +42,8 @@ class MeshConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     def _split(self) -> "MeshConfig":
         if self.sp and self.tp == 1:
             raise ValueError("mesh.sp: splits tokens over tensor-parallel ranks, and mesh.tp is 1; set it false")
+        if self.fp8 != "none" and self.provider != "transformer_engine":
+            raise ValueError(f"mesh.fp8: {self.fp8} is Transformer Engine's; set mesh.provider=transformer_engine")
         return self
 
 

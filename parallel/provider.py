@@ -25,15 +25,22 @@ from parallel.mesh import Mesh
 _PARTIAL = "partial_gradient"
 
 
-def mark_partial(module: nn.Module) -> None:
-    """The gradients of `module`'s own parameters are terms of a sum over the tensor-parallel group."""
-    for parameter in module.parameters():
+def mark_partial(marked: nn.Module | nn.Parameter) -> None:
+    """The gradients of `marked`, or of its parameters, are terms of a sum over the tensor-parallel group."""
+    for parameter in [marked] if isinstance(marked, nn.Parameter) else marked.parameters():
         setattr(parameter, _PARTIAL, True)
 
 
 def is_partial(parameter: nn.Parameter) -> bool:
     """True where `mark_partial` has been."""
     return getattr(parameter, _PARTIAL, False)
+
+
+def mark_split(weight: Tensor, dim: int) -> None:
+    """`weight` is this rank's part of a whole one that is split along `dim`."""
+    # 0.16 leaves it unmarked without perform_initialization; norms and checkpoints would take it for a whole weight.
+    if not hasattr(weight, "tensor_model_parallel"):
+        set_tensor_model_parallel_attributes(weight, True, dim, 1)
 
 
 class Column(ColumnParallelLinear):  # type: ignore[misc]
@@ -51,7 +58,7 @@ class Column(ColumnParallelLinear):  # type: ignore[misc]
             disable_grad_reduce=entered,
             tp_group=mesh.tp_group,
         )
-        _mark_split(self.weight, dim=0)
+        mark_split(self.weight, dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
@@ -72,7 +79,7 @@ class Row(RowParallelLinear):  # type: ignore[misc]
             skip_bias_add=False,
             tp_group=mesh.tp_group,
         )
-        _mark_split(self.weight, dim=1)
+        mark_split(self.weight, dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
@@ -84,17 +91,23 @@ class Row(RowParallelLinear):  # type: ignore[misc]
 
 
 class MegatronProvider:
-    """Layers on `mesh` with parameters of `dtype`, unset until someone fills them; norms are one."""
+    """Layers on `mesh` with parameters of `dtype`, unset until someone fills them; norms are one.
+
+    Parameters are made on the mesh's device, or on the meta device inside `with torch.device("meta")`.
+    """
 
     def __init__(self, mesh: Mesh, dtype: torch.dtype) -> None:
         self.mesh, self.dtype = mesh, dtype
+        meta = torch.get_default_device().type == "meta"
+        self.device = torch.device("meta") if meta else mesh.device
         self.tokens = mesh.tp if mesh.sp else 1
         self._config = ModelParallelConfig(
             tensor_model_parallel_size=mesh.tp,
             sequence_parallel=mesh.sp,
             params_dtype=dtype,
             perform_initialization=False,
-            use_cpu_initialization=mesh.device.type == "cpu",
+            # Megatron's way to say torch's default device; otherwise it names CUDA itself.
+            use_cpu_initialization=self.device.type != "cuda",
         )
         # Columns are entered a group at a time, so they themselves communicate no tokens.
         self._entered = copy.copy(self._config)
@@ -107,11 +120,11 @@ class MegatronProvider:
         layer = Row(inputs, outputs, self._config, mesh=self.mesh)
         if self.mesh.sp:
             # Added after the sum, to this rank's tokens.
-            setattr(layer.bias, _PARTIAL, True)
+            mark_partial(layer.bias)
         return layer
 
     def whole(self, inputs: int, outputs: int) -> nn.Module:
-        layer = nn.Linear(inputs, outputs, dtype=self.dtype, device=self.mesh.device)
+        layer = nn.Linear(inputs, outputs, dtype=self.dtype, device=self.device)
         if self.mesh.sp:
             mark_partial(layer)
         return layer
@@ -122,12 +135,12 @@ class MegatronProvider:
     def head_norm(self, norm: nn.Module) -> nn.Module:
         if self.mesh.tp > 1:
             mark_partial(norm)
-        return norm.to(self.mesh.device, self.dtype)
+        return norm.to(self.device, self.dtype)
 
     def token_norm(self, norm: nn.Module) -> nn.Module:
         if self.mesh.sp:
             mark_partial(norm)
-        return norm.to(self.mesh.device, self.dtype)
+        return norm.to(self.device, self.dtype)
 
     def enter(self, x: Tensor) -> Tensor:
         if self.mesh.sp:
@@ -158,12 +171,6 @@ class MegatronProvider:
         return mappings.gather_from_sequence_parallel_region(
             x, tensor_parallel_output_grad=False, group=self.mesh.tp_group
         )
-
-
-def _mark_split(weight: Tensor, dim: int) -> None:
-    # 0.16 leaves it unmarked without perform_initialization; norms and checkpoints would take it for a whole weight.
-    if not hasattr(weight, "tensor_model_parallel"):
-        set_tensor_model_parallel_attributes(weight, True, dim, 1)
 
 
 def _never(weight: Tensor) -> None:
