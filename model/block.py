@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import Heads, attend
+from model.attention import Attend, Heads
 from model.fused import Rows, add_gated, modulate
 from model.layout import Layout
 from model.norm import HeadNorm
@@ -16,7 +16,10 @@ from model.provider import Provider
 
 
 class Adaln(NamedTuple):
-    """What the timestep says to one stream of one block, [b, d] each, in the order of the released weights' rows."""
+    """What the timestep says to one stream of one block, [b, d] each, in the order of the released weights' rows.
+
+    With zero_cond_t the image's have 2 b rows: at the samples' sigmas, then at 0.
+    """
 
     shift_attn: Tensor
     scale_attn: Tensor
@@ -27,10 +30,14 @@ class Adaln(NamedTuple):
 
 
 class Owners(NamedTuple):
-    """The sample that each of this rank's rows belongs to, tail rows too."""
+    """The row of the modulations that each of this rank's rows takes, tail rows too: its sample's.
+
+    With zero_cond_t reference rows take that of their sample at sigma 0, but in the output's norm.
+    """
 
     image: Rows
     text: Rows
+    output: Rows
 
 
 def pad(x: Tensor, rows: int) -> Tensor:
@@ -41,9 +48,9 @@ def pad(x: Tensor, rows: int) -> Tensor:
 class Attention(nn.Module):
     """Joint attention of both streams; text projections are the `add_` ones."""
 
-    def __init__(self, width: int, head_dim: int, provider: Provider) -> None:
+    def __init__(self, width: int, head_dim: int, provider: Provider, attend: Attend) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.attend = head_dim, attend
 
         def column() -> nn.Module:
             return provider.column(width, width)
@@ -72,7 +79,7 @@ class Attention(nn.Module):
             self.norm_added_k(self._heads(self.add_k_proj, text, t), *text_turn),
             self._heads(self.add_v_proj, text, t),
         )
-        text_out, image_out = attend(text_heads, image_heads, layout.text_lengths, layout.image_lengths)
+        text_out, image_out = self.attend(text_heads, image_heads, layout)
         update = self.to_out[0](pad(image_out, image.shape[0]))
         return update, None if last else self.to_add_out(pad(text_out, text.shape[0]))
 
@@ -107,11 +114,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One double-stream block. `img_mod.1` and `txt_mod.1` are run by the MMDiT ahead of the blocks, not here."""
 
-    def __init__(self, width: int, head_dim: int, provider: Provider, *, last: bool) -> None:
+    def __init__(self, width: int, head_dim: int, provider: Provider, attend: Attend, *, last: bool) -> None:
         super().__init__()
         self.img_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
         self.txt_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
-        self.attn = Attention(width, head_dim, provider)
+        self.attn = Attention(width, head_dim, provider, attend)
         self.img_mlp, self.txt_mlp = MLP(width, provider), MLP(width, provider)
         self.enter, self.last = provider.enter, last
 
@@ -154,10 +161,14 @@ def padded_rows(count: int, provider: Provider) -> int:
     return -(-count // provider.tokens) * provider.tokens
 
 
-def owners_of(layout: Layout, provider: Provider) -> Owners:
+def owners_of(layout: Layout, provider: Provider, *, zero_cond: bool = False) -> Owners:
     """Owners of this rank's rows; tail rows go to sample 0, whose values they read and never change."""
-    padded = [pad(owner, padded_rows(owner.shape[0], provider)) for owner in (layout.image_owner, layout.text_owner)]
-    return Owners(*(Rows.of(provider.shard(owner)) for owner in padded))
+
+    def rows(owner: Tensor) -> Rows:
+        return Rows.of(provider.shard(pad(owner, padded_rows(owner.shape[0], provider))))
+
+    output = rows(layout.image_owner)
+    return Owners(rows(layout.image_level) if zero_cond else output, rows(layout.text_owner), output)
 
 
 def chunks(items: int, size: int) -> list[range]:

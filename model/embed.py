@@ -10,6 +10,9 @@ from torch.nn import functional as F
 CHANNELS = 256
 SCALE = 1000.0
 
+# Rows of the additional condition's table.
+CLASSES = 2
+
 
 def sinusoid(sigma: Tensor) -> Tensor:
     """cos then sin of 1000 sigma at 128 frequencies: [b] to [b, 256] in fp32."""
@@ -35,11 +38,16 @@ class TimeTextEmbed(nn.Module):
     """sigma [b] to the embedding [b, d] that modulates every block.
 
     sigma is cast to the activations' dtype before the sinusoid, as the reference does: with bf16 that rounds it.
+    With `classes` the embedding of each sample's class [b], 0 or 1, is added: the layered weights' is_rgb.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, classes: bool = False) -> None:
         super().__init__()
         self.timestep_embedder = TimestepEmbedder(width)
+        self.addition_t_embedding = nn.Embedding(CLASSES, width) if classes else None
 
-    def forward(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.timestep_embedder(sinusoid(sigma.to(dtype)).to(dtype))
+    def forward(self, sigma: Tensor, dtype: torch.dtype, kind: Tensor | None = None) -> Tensor:
+        embedded: Tensor = self.timestep_embedder(sinusoid(sigma.to(dtype)).to(dtype))
+        if self.addition_t_embedding is None or kind is None:
+            return embedded
+        return embedded + self.addition_t_embedding(kind).to(dtype)

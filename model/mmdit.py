@@ -2,24 +2,38 @@
 
 Equal to diffusers' QwenImageTransformer2DModel on the same weights, whose names it keeps, so that released checkpoints
 load as they are. The layers come from a provider (provider.py): this file holds the mathematics alone.
+
+Variants are flags of the weights, and samples of any task of a variant share a unit. Text to image: one picture. Edit:
+the target, then references of their own sizes. zero_cond_t: references are modulated as at sigma 0. Layered
+(use_layer3d_rope, use_additional_t_cond): layers, then the condition, with a class a sample.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from pydantic import BaseModel, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attention import Backend, backend
 from model.block import Adaln, Block, adaln, chunks, idle, owners_of, pad, padded_rows
-from model.embed import TimeTextEmbed
+from model.embed import CLASSES, TimeTextEmbed
 from model.fused import modulate
-from model.layout import Layout
+from model.layout import Layout, LayoutError
 from model.norm import TokenNorm
 from model.provider import Plain, Provider
 
+# Settings of how the model runs; all others are of the weights, as in the released config.json.
+_RUN = frozenset({"attention", "blocks_per_gather"})
+
+# In some released config.json files and read by no one: the first two describe the file, the other a part never built.
+_UNREAD = frozenset({"_class_name", "_diffusers_version", "_name_or_path", "pooled_projection_dim"})
+
 
 class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """Sizes, named as in the released config.json; the defaults are the released 20B model's."""
+    """Sizes and flags, named as in the released config.json; the defaults are the released 20B model's."""
 
     patch_size: int = 2
     in_channels: int = 64  # latent channels * patch_size squared
@@ -29,6 +43,11 @@ class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     num_attention_heads: int = 24
     joint_attention_dim: int = 3584  # width of the prompt encoder
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
+    guidance_embeds: bool = False  # no released weights have them, and the reference builds none
+    zero_cond_t: bool = False  # Edit-2511: references are modulated as at sigma 0
+    use_layer3d_rope: bool = False  # Layered: frames by layer, the condition at -1
+    use_additional_t_cond: bool = False  # Layered: a class a sample is added to its timestep's embedding
+    attention: Backend = "auto"  # attention.py
     blocks_per_gather: int = 10  # blocks whose modulation is gathered in one collective
 
     @model_validator(mode="after")
@@ -43,7 +62,24 @@ class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
                 f"model.in_channels: {self.in_channels} must be out_channels {self.out_channels} * patch_size "
                 f"{self.patch_size} squared, {self.out_channels * self.patch_size**2}"
             )
+        if self.guidance_embeds:
+            raise ValueError("model.guidance_embeds: true, but the reference has no such layer; set it to false")
+        if self.zero_cond_t and self.use_layer3d_rope:
+            raise ValueError(
+                "model.zero_cond_t: true with use_layer3d_rope true; no weights have both, and the reference would "
+                "take every layer but the first for a condition; set one to false"
+            )
         return self
+
+    @classmethod
+    def from_released(cls, text: str) -> "MMDiTConfig":
+        """The settings in the `text` of a released config.json. Raises ValueError on what this model does not do."""
+        said = json.loads(text)
+        return cls.model_validate_json(json.dumps({name: said[name] for name in said if name not in _UNREAD}))
+
+    def released(self) -> dict[str, Any]:
+        """The settings that config.json has, as the arguments of diffusers' QwenImageTransformer2DModel."""
+        return self.model_dump(exclude=set(_RUN))
 
     @property
     def width(self) -> int:
@@ -71,9 +107,10 @@ class MMDiT(nn.Module):
         self.img_in = layers.whole(config.in_channels, width)
         self.txt_norm = layers.token_norm(TokenNorm(config.joint_attention_dim))
         self.txt_in = layers.whole(config.joint_attention_dim, width)
-        self.time_text_embed = TimeTextEmbed(width)
+        self.time_text_embed = TimeTextEmbed(width, classes=config.use_additional_t_cond)
+        attend = backend(config.attention)
         self.blocks = [
-            Block(width, config.attention_head_dim, layers, last=n == config.num_layers - 1)
+            Block(width, config.attention_head_dim, layers, attend, last=n == config.num_layers - 1)
             for n in range(config.num_layers)
         ]
         self.transformer_blocks = nn.ModuleList(self.blocks)
@@ -93,38 +130,82 @@ class MMDiT(nn.Module):
         named = list(super().named_parameters(*args, **kwargs))  # type: ignore[arg-type]
         yield from sorted(named, key=lambda item: _in_blocks(item[0]))
 
-    def forward(self, image: Tensor, text: Tensor, sigma: Tensor, layout: Layout) -> Tensor:
+    def forward(
+        self, image: Tensor, text: Tensor, sigma: Tensor, layout: Layout, additional_t_cond: Tensor | None = None
+    ) -> Tensor:
         """Velocity [targets, 4 c] of packed latents `image` [i, 4 c], given `text` [t, e] and `sigma` [b] in [0, 1].
 
-        Code convention: velocity is noise minus data and sigma 1 is pure noise (reference: diffusers
-        transformer_qwenimage.py; the report's time runs the other way).
+        `additional_t_cond` [b] is each sample's class, 0 or 1, where the weights have use_additional_t_cond. Code
+        convention: velocity is noise minus data and sigma 1 is pure noise (reference: diffusers
+        transformer_qwenimage.py; the report's time runs the other way). Raises LayoutError before any layer runs.
         """
-        share, provider = self.provider.shard, self.provider
-        owners = owners_of(layout, self.provider)
+        self._check(image, text, sigma, layout, additional_t_cond)
+        share, provider, zero = self.provider.shard, self.provider, self.config.zero_cond_t
+        owners = owners_of(layout, provider, zero_cond=zero)
         x = self.img_in(share(pad(image, padded_rows(image.shape[0], provider))))
         y = self.txt_in(self.txt_norm(share(pad(text, padded_rows(text.shape[0], provider)))))
-        condition = F.silu(self.time_text_embed(sigma, x.dtype))
-        mods, (scale, shift) = self._modulation(condition)
+        if zero:
+            sigma = torch.cat([sigma, torch.zeros_like(sigma)])
+            additional_t_cond = None if additional_t_cond is None else additional_t_cond.repeat(2)
+        levels = F.silu(self.time_text_embed(sigma, x.dtype, additional_t_cond))
+        mods, (scale, shift) = self._modulation(levels, levels[: len(layout.image_lengths)])
         for block, mod in zip(self.blocks, mods, strict=True):
             x, y = block(x, y, mod, owners, layout)
-        out = self.proj_out(modulate(x, scale, shift, owners.image))
+        out = self.proj_out(modulate(x, scale, shift, owners.output))
         out = self.provider.unshard(out)[: image.shape[0]]
         return out if layout.target_rows is None else out[layout.target_rows]
 
-    def _modulation(self, condition: Tensor) -> tuple[list[tuple[Adaln, Adaln]], tuple[Tensor, Tensor]]:
-        """Every block's modulation and the output's scale and shift, gathered a group of blocks at a time."""
+    def _check(self, image: Tensor, text: Tensor, sigma: Tensor, layout: Layout, kind: Tensor | None) -> None:
+        layout.check(image, text, sigma)
+        config, samples = self.config, len(layout.image_lengths)
+        for stream, rows, width in (
+            ("image", image, config.in_channels),
+            ("text", text, config.joint_attention_dim),
+            ("angle", layout.image_cos, config.attention_head_dim // 2),
+        ):
+            if rows.shape[1] != width:
+                raise LayoutError(f"{stream} rows are {rows.shape[1]} wide, the model's are {width}")
+        if layout.layered != config.use_layer3d_rope:
+            raise LayoutError(
+                f"the layout was built with layered {layout.layered}, the weights have use_layer3d_rope "
+                f"{config.use_layer3d_rope}: build it with that"
+            )
+        if (kind is not None) != config.use_additional_t_cond:
+            raise LayoutError(
+                f"additional_t_cond is {'absent' if kind is None else 'given'}, the weights have use_additional_t_cond "
+                f"{config.use_additional_t_cond}: {'give a class for each sample' if kind is None else 'leave it out'}"
+            )
+        if kind is not None and kind.shape != (samples,):
+            raise LayoutError(f"additional_t_cond has shape {tuple(kind.shape)}, the layout {samples} samples")
+        # On a device the values cannot be read without waiting for it.
+        if kind is not None and kind.device.type == "cpu" and not ((kind >= 0) & (kind < CLASSES)).all():
+            raise LayoutError(f"additional_t_cond is {kind.tolist()}: classes are 0 to {CLASSES - 1}")
+
+    def _modulation(self, levels: Tensor, condition: Tensor) -> tuple[list[tuple[Adaln, Adaln]], tuple[Tensor, Tensor]]:
+        """Every block's modulation and the output's scale and shift, gathered a group of blocks at a time.
+
+        The image stream is modulated by `levels` [b or 2 b, d], text and output by `condition` [b, d].
+        """
         mods: list[tuple[Adaln, Adaln]] = []
         last: list[Tensor] = []
         for group in chunks(len(self.blocks), self.config.blocks_per_gather):
-            blocks = [self.blocks[n] for n in group]
-            parts = [mod[1](condition) for block in blocks for mod in (block.img_mod, block.txt_mod)]
+            # In the order of use, in which overlapped gathers fill the weights.
+            pairs = [(self.blocks[n].img_mod[1](levels), self.blocks[n].txt_mod[1](condition)) for n in group]
+            images, texts = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             if group.stop == len(self.blocks):
-                parts.append(self.norm_out.linear(condition))
-            whole = self.provider.gather(parts)
-            mods += [(adaln(whole[2 * n]), adaln(whole[2 * n + 1])) for n in range(len(blocks))]
-            last = whole[2 * len(blocks) :]
+                texts.append(self.norm_out.linear(condition))
+            images, texts = self._gathered(images, texts)
+            last = texts[len(pairs) :]
+            mods += [(adaln(i), adaln(t)) for i, t in zip(images, texts[: len(pairs)], strict=True)]
         scale, shift = last[0].chunk(2, dim=-1)
         return mods, (scale, shift)
+
+    def _gathered(self, images: Sequence[Tensor], texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Both gathered, in one collective where they have the same rows."""
+        if images[0].shape[0] != texts[0].shape[0]:
+            return self.provider.gather(images), self.provider.gather(texts)
+        whole = self.provider.gather([*images, *texts])
+        return whole[: len(images)], whole[len(images) :]
 
 
 def _in_blocks(name: str) -> bool:

@@ -29,7 +29,7 @@ def test_the_released_model_has_its_published_parameters() -> None:
 
 @pytest.mark.parametrize("sizes", [TINY, TINY.model_copy(update={"num_layers": 1, "joint_attention_dim": 40})])
 def test_parameters_are_those_of_both_networks(sizes: MMDiTConfig) -> None:
-    theirs = QwenImageTransformer2DModel(**sizes.model_dump(exclude={"blocks_per_gather"}))
+    theirs = QwenImageTransformer2DModel(**sizes.released())
     for network in (MMDiT(sizes), theirs):
         assert parameters(sizes) == sum(parameter.numel() for parameter in network.parameters())
 
@@ -46,7 +46,7 @@ def test_forward_flops_of_a_packed_unit_are_the_sum_over_its_samples() -> None:
 
 
 def test_forward_flops_are_those_of_diffusers_less_the_last_text_output() -> None:
-    network = QwenImageTransformer2DModel(**TINY.model_dump(exclude={"blocks_per_gather"}))
+    network = QwenImageTransformer2DModel(**TINY.released())
     image, text, width = 24, 7, TINY.width
     found = counted(
         lambda: network(
