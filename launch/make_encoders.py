@@ -30,7 +30,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from launch import tiny_vae, words
-from model.prompt import EDIT_PREFIX, SUFFIX, T2I_PREFIX
+from model.template import EDIT_PREFIX, SUFFIX, T2I_PREFIX
 
 # Qwen2.5's, in the order of their ids; the second group is not special to transformers.
 SPECIAL = (

@@ -1,42 +1,60 @@
 """Prompts to what the MMDiT is conditioned on: the last hidden states of Qwen2.5-VL's language model.
 
 The template's beginning is the same for every prompt and dropped from the result; its end stays, so that even an empty
-prompt gives a few tokens.
+prompt gives a few tokens. Attention is causal: that beginning is run once, and prompts attend to its keys and values.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2Tokenizer
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-# The released code's templates (pipeline_qwenimage.py, pipeline_qwenimage_edit.py); the report prints other words.
-T2I_PREFIX = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
-)
-EDIT_PREFIX = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
-    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
-    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
-    "<|im_end|>\n<|im_start|>user\n"
-)
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
+from model.pretrained import load_part
+from model.template import PICTURE_TOKEN, T2I, Template, fitted, grid_positions
+from model.vision import Seen, Vision
 
 
 class PromptError(ValueError):
-    """A prompt encoder's folder is missing or a prompt is too long."""
+    """A prompt encoder's folder is missing or a prompt cannot be encoded."""
+
+
+class _Prefix(DynamicCache):
+    """Keys and values of a prefix, put ahead of those of any number of prompts; it keeps nothing of theirs."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx]
+        batch = key_states.shape[0]
+        keys = torch.cat([layer.keys.expand(batch, -1, -1, -1), key_states], dim=-2)
+        return keys, torch.cat([layer.values.expand(batch, -1, -1, -1), value_states], dim=-2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A prompt's tokens from number `start` on; those before are the prefix that is run already."""
+
+    ids: Tensor  # [t]
+    positions: Tensor  # [3, t]
+    start: int
+    pictures: Tensor | None  # [p, e], what stands for the picture tokens
 
 
 class PromptEncoder:
-    """The text encoder and tokenizer in `root`, for text alone: only the language model is kept.
+    """The text encoder and tokenizer in `root`; its vision tower is loaded when the first picture comes.
 
-    A prompt of more than `max_tokens` tokens after the prefix is refused; diffusers' pipeline would cut it, and its end
-    of turn with it. Prompts run `batch` at a time in the order of their length, each batch padded to a multiple of
-    `multiple` tokens: the shapes follow from the list of prompts alone.
+    A prompt of more than `max_tokens` tokens after the prefix, pictures aside, is refused; diffusers' pipeline would
+    cut it, and its end of turn with it. Prompts run `batch` at a time in the order of their length, each batch padded
+    to a multiple of `multiple` tokens: the shapes follow from the list of prompts alone.
+
+    `positions` of picture tokens: "grid" gives them rows and columns, which the released weights were made with;
+    "line" counts on, as diffusers' edit pipelines do under transformers 5 (huggingface/diffusers issue 14194).
     """
 
     def __init__(
@@ -47,63 +65,122 @@ class PromptEncoder:
         max_tokens: int = 1024,
         batch: int = 16,
         multiple: int = 32,
+        positions: Literal["grid", "line"] = "grid",
     ) -> None:
         for name in ("text_encoder", "tokenizer"):
             if not (root / name).is_dir():
                 raise PromptError(f"{root / name}: no such folder")
-        self.max_tokens, self.batch, self.multiple = max_tokens, batch, multiple
+        self.max_tokens, self.batch, self.multiple, self.positions = max_tokens, batch, multiple, positions
         self.device = torch.device(device)
+        self._root, self._dtype = root, dtype
         self._tokenizer = Qwen2Tokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
-        self._net = _language_model(root / "text_encoder", dtype).to(self.device)
+        self._config = Qwen2_5_VLConfig.from_pretrained(root / "text_encoder", local_files_only=True)
+        # Of both layouts: model.layers... as released, model.language_model.layers... as newer transformers save.
+        mine = r"^model\.(language_model\.)?(?!visual\.)"
+        folder, config = root / "text_encoder", self._config.text_config
+        self._net = load_part(Qwen2_5_VLTextModel, folder, config, mine, dtype).to(self.device)
+        self._vision: Vision | None = None
+        self._prefixes: dict[str, _Prefix] = {}
+        self._picture_token = self._tokenizer.convert_tokens_to_ids(PICTURE_TOKEN)
         self.width: int = self._net.config.hidden_size
-        self.prefix: int = len(self._ids([""], T2I_PREFIX, "")[0])
+        self.prefix: int = len(self._ids([T2I.prefix])[0])
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens that `encode` would give each prompt."""
-        return [len(ids) - self.prefix for ids in self._ids(prompts, T2I_PREFIX, SUFFIX)]
+        """Tokens that `encode` would give each prompt without pictures."""
+        return [len(ids) - self.prefix for ids in self._ids([T2I.text(prompt) for prompt in prompts])]
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """The hidden states [tokens, e] of each prompt, of the encoder's dtype, on the CPU."""
-        ids = self._ids(prompts, T2I_PREFIX, SUFFIX)
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            if len(tokens) - self.prefix > self.max_tokens:
-                raise PromptError(
-                    f"prompt {prompt[:60]!r}... has {len(tokens) - self.prefix} tokens, at most {self.max_tokens} are "
-                    "encoded: shorten it"
-                )
+    def encode(
+        self,
+        prompts: Sequence[str],
+        template: Template = T2I,
+        pictures: Sequence[Sequence[Image.Image]] | None = None,
+    ) -> list[Tensor]:
+        """The hidden states [tokens, e] of each prompt, of the encoder's dtype, on the CPU.
+
+        `pictures` [prompt] are RGB images of any size, for the templates of edits; one that comes twice is seen once.
+        """
+        pictures = pictures or [[]] * len(prompts)
+        if len(pictures) != len(prompts):
+            raise PromptError(f"{len(prompts)} prompts with pictures for {len(pictures)}: give a list for each")
+        seen = self._see(pictures, template)
+        texts = [template.text(p, [len(s.states) for s in shown]) for p, shown in zip(prompts, seen, strict=True)]
+        prefix = self._ids([template.prefix])[0]
+        tokens = self._ids(texts)
+        rows = [self._prompt(*one, prefix) for one in zip(prompts, tokens, seen, strict=True)]
         hidden: list[Tensor] = [torch.empty(0)] * len(prompts)
-        for group in self._groups([len(tokens) for tokens in ids]):
-            states = self._run([ids[k] for k in group])
+        for group in self._groups(rows):
+            states = self._run([rows[k] for k in group], template)
             for k, row in zip(group, states, strict=True):
-                hidden[k] = row[self.prefix : len(ids[k])].cpu()
+                hidden[k] = row[len(prefix) - rows[k].start : len(rows[k].ids)].cpu()
         return hidden
 
-    def _ids(self, prompts: Sequence[str], prefix: str, suffix: str) -> list[list[int]]:
-        texts = [f"{prefix}{prompt}{suffix}" for prompt in prompts]
-        return self._tokenizer(texts)["input_ids"] if texts else []
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(texts))["input_ids"] if texts else []
 
-    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        order = sorted(range(len(lengths)), key=lambda k: (lengths[k], k))
-        for start in range(0, len(order), self.batch):
-            yield order[start : start + self.batch]
+    def _see(self, pictures: Sequence[Sequence[Image.Image]], template: Template) -> list[list[Seen]]:
+        if not any(pictures):
+            return [[] for _ in pictures]
+        if self._vision is None:
+            if not (self._root / "processor").is_dir():
+                raise PromptError(f"{self._root / 'processor'}: no such folder, and there are pictures to encode")
+            self._vision = Vision(self._root, self._config, self._dtype, self.device)
+        distinct = {id(picture): picture for shown in pictures for picture in shown}
+        seen = {key: self._vision.see(fitted(picture, template.area)) for key, picture in distinct.items()}
+        return [[seen[id(picture)] for picture in shown] for shown in pictures]
 
-    def _run(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [b, t, e] of token lists, padded at the end: attention is causal, so nothing looks there."""
-        longest = max(len(tokens) for tokens in ids)
-        padded = torch.zeros(len(ids), -(-longest // self.multiple) * self.multiple, dtype=torch.long)
-        for k, tokens in enumerate(ids):
-            padded[k, : len(tokens)] = torch.tensor(tokens)
-        return self._net(input_ids=padded.to(self.device), use_cache=False).last_hidden_state
+    def _prompt(self, prompt: str, tokens: list[int], seen: Sequence[Seen], prefix: list[int]) -> _Prompt:
+        """What is run of a prompt. A leading line break joins the prefix's last token: then all of it is."""
+        start = len(prefix) if tokens[: len(prefix)] == prefix else 0
+        shown = [bool(seen) and token == self._picture_token for token in tokens]
+        if sum(shown) != sum(len(picture.states) for picture in seen):
+            raise PromptError(f"prompt {prompt[:60]!r}... has {PICTURE_TOKEN} in its words: take it out")
+        length = len(tokens) - len(prefix) - sum(shown)
+        if length > self.max_tokens:
+            raise PromptError(
+                f"prompt {prompt[:60]!r}... has {length} tokens, at most {self.max_tokens} are encoded: shorten it"
+            )
+        if self.positions == "grid":
+            positions = grid_positions(shown[start:], [picture.grid for picture in seen], start)
+        else:
+            positions = torch.arange(start, len(tokens)).expand(3, -1)
+        pictures = torch.cat([picture.states for picture in seen]) if seen else None
+        return _Prompt(torch.tensor(tokens[start:]), positions, start, pictures)
 
+    def _groups(self, rows: Sequence[_Prompt]) -> Iterator[list[int]]:
+        order = sorted(range(len(rows)), key=lambda k: (rows[k].start, len(rows[k].ids), k))
+        while order:
+            group = [k for k in order[: self.batch] if rows[k].start == rows[order[0]].start]
+            yield group
+            order = order[len(group) :]
 
-def _language_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The Qwen2_5_VLTextModel of the Qwen2.5-VL in `folder`, after its final norm; vision tower and head are let go."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        whole = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    return whole.model.language_model.requires_grad_(False).eval()
+    def _run(self, rows: Sequence[_Prompt], template: Template) -> Tensor:
+        """Hidden states [b, t, e], padded at the end: attention is causal, so nothing looks there."""
+        longest = max(len(row.ids) for row in rows)
+        width = -(-longest // self.multiple) * self.multiple
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        positions = torch.zeros(3, len(rows), width, dtype=torch.long)
+        for k, row in enumerate(rows):
+            ids[k, : len(row.ids)] = row.ids
+            positions[:, k, : len(row.ids)] = row.positions
+        states = self._net.embed_tokens(ids.to(self.device))
+        for k, row in enumerate(rows):
+            if row.pictures is not None:
+                states[k, (ids[k] == self._picture_token).to(self.device)] = row.pictures
+        out = self._net(
+            inputs_embeds=states,
+            position_ids=positions.to(self.device),
+            past_key_values=self._kept(template) if rows[0].start else None,
+            use_cache=False,
+        )
+        return out.last_hidden_state
+
+    def _kept(self, template: Template) -> _Prefix:
+        """The keys and values of the template's prefix."""
+        if template.prefix not in self._prefixes:
+            cache = DynamicCache()
+            ids = torch.tensor(self._ids([template.prefix]), device=self.device)
+            self._net(input_ids=ids, past_key_values=cache, use_cache=True)
+            layers: list[Any] = cache.layers
+            self._prefixes[template.prefix] = _Prefix([(layer.keys, layer.values) for layer in layers])
+        return self._prefixes[template.prefix]
