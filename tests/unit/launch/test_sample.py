@@ -40,7 +40,13 @@ def write_checkpoint(folder: Path, *kinds: str, width: int = 64) -> None:
 def arguments(monkeypatch: pytest.MonkeyPatch, run: Path, encoders: Path, *more: str) -> None:
     prompts = "[" + ", ".join(f'"{prompt}"' for prompt in PROMPTS) + "]"
     overrides = [f"run.dir={run}", f"encoder.root={encoders}", "encoder.dtype=float32", f"sample.prompts={prompts}"]
-    fixed = ["sample.steps=3", 'sample.sizes=["48x64", "80x32"]', "sample.seed=5", "sample.batch=3"]
+    fixed = [
+        "sample.steps=3",
+        "sample.cfg_scale=4.0",
+        'sample.sizes=["48x64", "80x32"]',
+        "sample.seed=5",
+        "sample.batch=3",
+    ]
     monkeypatch.setattr(sys, "argv", ["launch", CONFIG, *overrides, *fixed, *more])
 
 
