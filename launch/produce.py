@@ -10,10 +10,11 @@ import argparse
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch.settings import Settings, command_line, guarded
 from producer.api.channel import RefusedError, UnreachableError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 EVERY_S = 5.0
 
 
-def main() -> int:
+def main() -> NoReturn:
     settings, arguments = command_line(__doc__, _options)
     check(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -42,14 +43,19 @@ def main() -> int:
             workers = settings.fleet.workers
             print(f"ready: {workers} workers, plan {fleet.plan}, coordinator at {fleet.address}", flush=True)
             report = run(fleet, settings, stop)
-    except SystemExit:
-        # While it starts, Ray has SIGTERM end the process its own way.
-        raise KeyboardInterrupt from None
+    except (KeyboardInterrupt, SystemExit):
+        # While it starts; Ray has SIGTERM raise the second.
+        leave(128 + signal.SIGINT)
     if arguments.report:
         write(arguments.report, report)
-    print("ended", flush=True)
-    # All is put away; unloading torch would only take seconds more.
-    os._exit(0)
+    print("ended")
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: all is put away, and unloading torch would only take seconds more."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def asked_to_stop() -> threading.Event:
