@@ -21,17 +21,6 @@ _PARTS = {
     "tokenizer": ("transformers", "Qwen2Tokenizer"),
     "vae": ("diffusers", "AutoencoderKLQwenImage"),
 }
-# Settings of ours that the released config.json knows, under the same names.
-RELEASED = {
-    "patch_size",
-    "in_channels",
-    "out_channels",
-    "num_layers",
-    "attention_head_dim",
-    "num_attention_heads",
-    "joint_attention_dim",
-    "axes_dims_rope",
-}
 WEIGHTS = "diffusion_pytorch_model"
 # The released transformer's shards are about as large.
 SHARD_BYTES = 5_000_000_000
@@ -91,8 +80,7 @@ def _write_transformer(
         names = ", ".join(f"{name} {shape}" for name, shape in list(wanted.items())[:5])
         raise ExportError(f"{len(wanted)} weights are missing, such as {names}")
     shards.close()
-    said = config.model_dump(mode="json", include=RELEASED) | {"guidance_embeds": False}
-    _write_json(folder / "config.json", _signed("QwenImageTransformer2DModel") | said)
+    _write_json(folder / "config.json", _signed("QwenImageTransformer2DModel") | config.released())
 
 
 @dataclass

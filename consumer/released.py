@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from consumer.export import RELEASED, WEIGHTS
+from consumer.export import WEIGHTS
 from model.mmdit import MMDiT, MMDiTConfig
 from parallel.mesh import Mesh
 from parallel.meta import allocate
@@ -56,18 +57,19 @@ def load_released(folder: Path, model: MMDiT, mesh: Mesh, dtype: torch.dtype) ->
 
 
 def _check_config(path: Path, config: MMDiTConfig) -> None:
-    said, ours = _json(path), config.model_dump(mode="json", include=RELEASED)
-    # Files written before a setting existed mean its default.
-    theirs = {name: said.get(name, MMDiTConfig.model_fields[name].default) for name in sorted(ours)}
-    theirs = {name: list(value) if isinstance(value, tuple) else value for name, value in theirs.items()}
+    """Refuse sizes and flags that are not the settings', naming each; what the file leaves out has its default."""
+    text = _text(path)
+    try:
+        theirs = MMDiTConfig.from_released(text).released()
+    except ValidationError as error:
+        said = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": ") for item in error.errors()]
+        raise ReleasedError(f"{path}: not a config of this model: {'; '.join(said)}") from None
+    except (ValueError, TypeError) as error:
+        raise ReleasedError(f"{path}: not a table in JSON: {error}") from None
     wrong = [
-        f"model.{name}: {json.dumps(ours[name])}, but {path} says {json.dumps(value)}; set model.{name} to that"
-        for name, value in theirs.items()
-        if value != ours[name]
-    ]
-    # A flag can change what the same weights mean; other unknown sizes would show in the weights' shapes.
-    wrong += [
-        f"{path}: {name} is true, which this model does not do" for name in said.keys() - ours if said[name] is True
+        f"model.{name}: {json.dumps(ours)}, but {path} says {json.dumps(theirs[name])}; set model.{name} to that"
+        for name, ours in config.released().items()
+        if ours != theirs[name]
     ]
     if wrong:
         raise ReleasedError("\n".join(wrong))
@@ -95,13 +97,22 @@ def _files(folder: Path) -> list[Path]:
         if not files:
             raise ReleasedError(f"{folder}: holds no {WEIGHTS}*.safetensors; give the folder of a released model")
         return files
-    names = set(_json(index).get("weight_map", {}).values())
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ReleasedError(f"{index}: weight_map must name files beside it")
+    names = _named(index)
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise ReleasedError(f"{folder}: {len(missing)} of {len(names)} files are missing: {', '.join(missing)}")
     return [folder / name for name in sorted(names)]
+
+
+def _named(index: Path) -> set[str]:
+    """The files that an index names."""
+    try:
+        names = set(json.loads(_text(index))["weight_map"].values())
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ReleasedError(f"{index}: no index of weights: {error!r}") from None
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ReleasedError(f"{index}: weight_map must name files beside it")
+    return names
 
 
 def _check_weights(folder: Path, stored: dict[str, _Stored], wanted: dict[str, tuple[int, ...]]) -> None:
@@ -137,13 +148,8 @@ def _open(file: Path) -> Any:
         raise ReleasedError(f"{file}: not a whole safetensors file: {error}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _text(path: Path) -> str:
     try:
-        said = json.loads(path.read_bytes())
+        return path.read_text("utf-8")
     except OSError as error:
         raise ReleasedError(f"{path}: {error.strerror}; give a folder in diffusers' layout") from None
-    except ValueError as error:
-        raise ReleasedError(f"{path}: not JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise ReleasedError(f"{path}: holds no table")
-    return said

@@ -1,6 +1,7 @@
 """Training as a user starts it: torchrun, killed, resumed, stopped, misconfigured. Units are synthetic."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from consumer.export import export
 from consumer.metrics import lines
 from consumer.pieces import CheckpointReader
 from launch.child import kill, torchrun
+from launch.trained import config_of
 from producer.coordinator import Limits
 from producer.coordinator_server import CoordinatorServer
 from producer.synthetic import SyntheticJob, SyntheticMaker
@@ -126,6 +129,24 @@ def test_data_parallel_ranks_train_on_the_same_step_as_tensor_parallel_ones(
     assert series(tmp_path, "validation")[0] == pytest.approx(series(undisturbed, "validation")[0], rel=1e-3)
 
 
+def test_a_fresh_run_starts_from_released_weights_and_a_resumed_one_does_not(
+    tmp_path: Path, producers: list[str], tiny: list[str], undisturbed: Path, encoders: Path
+) -> None:
+    reader = CheckpointReader(undisturbed / "checkpoints" / "step-00000008")
+    state = ((name, reader.whole(name, "param")) for name in reader.names)
+    export(tmp_path / "released", state, config_of(reader), encoders, torch.float32)
+    line = command(tmp_path / "run", 2, *tiny, *producers, "train.steps=1", f"train.start_from={tmp_path}/released")
+    first = run(line)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"starting from step 0 with the weights in {tmp_path}/released" in first.stdout
+    # Where the other run ended, to the bit, is where this one starts.
+    assert series(tmp_path / "run", "validation")[0] == series(undisturbed, "validation")[-1]
+    shutil.rmtree(tmp_path / "released")
+    resumed = run([*line, "train.steps=2"])
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "continuing from" in resumed.stdout and len(series(tmp_path / "run")) == 2
+
+
 def test_ctrl_c_saves_and_ends_within_ten_seconds_and_leaves_no_process(
     tmp_path: Path, producers: list[str], tiny: list[str]
 ) -> None:
@@ -150,8 +171,10 @@ def test_ctrl_c_saves_and_ends_within_ten_seconds_and_leaves_no_process(
     [
         (["train.stepz=5"], "train.stepz: no such setting; did you mean steps?"),
         (["mesh.tp=3"], "mesh.tp: 3 does not divide num_heads 4; use 1, 2 or 4"),
-        (["encoder.root=/nowhere"], "encoder.root: /nowhere/vae/config.json: No such file"),
-        (["model.joint_attention_dim=32"], "model.joint_attention_dim: 32, but"),
+        (["mesh.tp=1", "encoder.root=/nowhere"], "encoder.root: /nowhere/vae/config.json: No such file"),
+        (["mesh.tp=1", "model.joint_attention_dim=32"], "model.joint_attention_dim: 32, but"),
+        (["mesh.tp=1", "train.start_from=/nowhere"], "/nowhere/config.json: No such file or directory; give a folder"),
+        (["mesh.tp=1", "mesh.provider=transformer_engine"], "mesh.provider: transformer_engine "),
         (["mesh.tp=1", 'pull={address="127.0.0.1:9", token="", start_s=1}'], "no producers at 127.0.0.1:9"),
     ],
 )

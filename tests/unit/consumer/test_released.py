@@ -45,10 +45,7 @@ def write(folder: Path, weights: dict[str, Tensor], **over: object) -> Path:
     transformer = folder / "transformer"
     transformer.mkdir()
     save_file(weights, transformer / ONE)
-    said = sizes().model_dump(mode="json", exclude={"blocks_per_gather"}) | {
-        "_class_name": "x",
-        "guidance_embeds": False,
-    }
+    said = sizes().released() | {"_class_name": "x", "pooled_projection_dim": 768}
     (transformer / "config.json").write_text(json.dumps(said | over))
     return folder
 
@@ -148,8 +145,14 @@ def test_a_weight_that_is_not_the_models_is_named_with_both_shapes(
     [
         ({"num_layers": 60}, r"^model\.num_layers: 3, but .*config\.json says 60; set model\.num_layers to that$"),
         ({"axes_dims_rope": [4, 6, 6]}, r"^model\.axes_dims_rope: \[8, 4, 4\], but .* says \[4, 6, 6\]"),
-        ({"guidance_embeds": True}, r"config\.json: guidance_embeds is true, which this model does not do$"),
-        ({"num_layers": 2, "in_channels": 64}, r"^model\.in_channels: 16, .* 64; .*\nmodel\.num_layers: 3, .* 2; "),
+        ({"zero_cond_t": True}, r"^model\.zero_cond_t: false, but .* says true; set model\.zero_cond_t to that$"),
+        ({"guidance_embeds": True}, r"config\.json: not a config of this model: .*model\.guidance_embeds: true, but "),
+        ({"qk_norm": 1}, r"config\.json: not a config of this model: qk_norm: Extra inputs are not permitted$"),
+        ({"num_layers": "3"}, r"config\.json: not a config of this model: num_layers: Input should be a valid int"),
+        (
+            {"num_layers": 2, "joint_attention_dim": 9},
+            r"^model\.num_layers: 3, .* 2; .*\nmodel\.joint_attention_dim: 24, .* 9; ",
+        ),
     ],
 )
 def test_sizes_that_are_not_the_settings_are_named(
@@ -200,6 +203,10 @@ def lost_file(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"proj_out.bias": ONE, "img_in.bias": "other.safetensors"}}))
 
 
+def no_index(folder: Path) -> None:
+    (folder / INDEX).write_text("[]")
+
+
 def outside(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"proj_out.bias": f"../transformer/{ONE}"}}))
 
@@ -209,11 +216,12 @@ def outside(folder: Path) -> None:
     [
         (nothing, r"transformer: holds no diffusion_pytorch_model\*\.safetensors"),
         (no_config, r"config\.json: No such file or directory; give a folder in diffusers' layout"),
-        (half_a_config, r"config\.json: not JSON: "),
+        (half_a_config, r"config\.json: not a table in JSON: "),
         (cut, rf"{ONE}: not a whole safetensors file: "),
         (no_safetensors, rf"{ONE}: not a whole safetensors file: "),
         (twice, r"weight proj_out\.bias is in diffusion_pytorch_model\.fp16\.safetensors too"),
         (lost_file, r"1 of 2 files are missing: other\.safetensors"),
+        (no_index, r"index\.json: no index of weights: TypeError"),
         (outside, r"weight_map must name files beside it"),
     ],
 )
