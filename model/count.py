@@ -16,6 +16,9 @@ Count = TypeVar("Count", int, np.ndarray)
 # Sinusoids of the timestep embedding.
 _FREQUENCIES = 256
 
+# Rows of the additional condition's table, where there is one.
+_CLASSES = 2
+
 
 def parameters(sizes: "MMDiTConfig") -> int:
     """Parameters of the model, its never-trained ones too: 20,430,401,088 for the released sizes."""
@@ -23,7 +26,7 @@ def parameters(sizes: "MMDiTConfig") -> int:
     attention = 8 * _linear(width, width) + 4 * head
     mlp = _linear(width, 4 * width) + _linear(4 * width, width)
     block = 2 * _linear(width, 6 * width) + attention + 2 * mlp
-    time = _linear(_FREQUENCIES, width) + _linear(width, width)
+    time = _linear(_FREQUENCIES, width) + _linear(width, width) + _CLASSES * width * sizes.use_additional_t_cond
     text_in = sizes.joint_attention_dim + _linear(sizes.joint_attention_dim, width)
     ends = _linear(sizes.in_channels, width) + _linear(width, 2 * width) + _linear(width, sizes.in_channels)
     return sizes.num_layers * block + time + text_in + ends
@@ -40,7 +43,9 @@ def forward_flops(sizes: "MMDiTConfig", image: Count, text: Count) -> Count:
     """
     width, layers = sizes.width, sizes.num_layers
     block = 12 * width**2  # q, k, v, out and the MLP, a token
-    sample = layers * 12 * width**2 + _FREQUENCIES * width + width**2 + 2 * width**2
+    # zero_cond_t embeds a second noise level and modulates the image stream by both.
+    levels = 1 + sizes.zero_cond_t
+    sample = layers * 6 * (1 + levels) * width**2 + levels * (_FREQUENCIES * width + width**2) + 2 * width**2
     image_token = layers * block + 2 * sizes.in_channels * width
     text_token = (layers - 1) * block + 2 * width**2 + sizes.joint_attention_dim * width
     keys = image + text

@@ -27,22 +27,31 @@ def test_the_released_model_has_its_published_parameters() -> None:
     assert parameters(MMDiTConfig()) == 20_430_401_088
 
 
-@pytest.mark.parametrize("sizes", [TINY, TINY.model_copy(update={"num_layers": 1, "joint_attention_dim": 40})])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        TINY,
+        TINY.model_copy(update={"num_layers": 1, "joint_attention_dim": 40}),
+        TINY.model_copy(update={"use_layer3d_rope": True, "use_additional_t_cond": True}),
+    ],
+)
 def test_parameters_are_those_of_both_networks(sizes: MMDiTConfig) -> None:
     theirs = QwenImageTransformer2DModel(**sizes.released())
     for network in (MMDiT(sizes), theirs):
         assert parameters(sizes) == sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_forward_flops_of_a_packed_unit_are_the_sum_over_its_samples() -> None:
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_forward_flops_of_a_packed_unit_are_the_sum_over_its_samples(zero_cond_t: bool) -> None:
+    sizes = TINY.model_copy(update={"zero_cond_t": zero_cond_t})
     grids, text = [(0, 4, 6), (0, 5, 3), (0, 2, 2)], [7, 11, 1]
     images = [height * width for _, height, width in grids]
     layout = Layout.build([[grid] for grid in grids], text, TINY.axes_dims_rope)
-    network = MMDiT(TINY)
+    network = MMDiT(sizes)
     found = counted(
         lambda: network(torch.randn(sum(images), 64), torch.randn(sum(text), 24), torch.rand(len(text)), layout)
     )
-    assert found == sum(forward_flops(TINY, i, t) for i, t in zip(images, text, strict=True))
+    assert found == sum(forward_flops(sizes, i, t) for i, t in zip(images, text, strict=True))
 
 
 def test_forward_flops_are_those_of_diffusers_less_the_last_text_output() -> None:
