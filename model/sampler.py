@@ -1,7 +1,7 @@
 """Noise to latents: the shifted grid of sigmas, classifier-free guidance, Euler steps.
 
-The same numbers as diffusers' FlowMatchEulerDiscreteScheduler and QwenImagePipeline. Samples of a batch may differ in
-size; each then follows its own grid.
+The same numbers as diffusers' FlowMatchEulerDiscreteScheduler, QwenImagePipeline and QwenImageEditPlusPipeline. Samples
+of a batch may differ in size and in their references; each follows its own grid.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from model.latent import PATCH
+from model.latent import PATCH, pack
 from model.layout import Layout
 from model.mmdit import MMDiT
 
@@ -55,19 +55,47 @@ def grid(tokens: int, steps: int, shift: ShiftConfig | None = None) -> Tensor:
     return torch.cat([sigma, sigma.new_zeros(1)]).float()
 
 
-def conditioned(model: MMDiT, cells: Sequence[tuple[int, int]], text: Sequence[Tensor]) -> Velocity:
-    """The velocity of samples whose latents are `cells` (y, x) large, each given its prompt's hidden states [t, e]."""
-    pictures = [[(0, y // PATCH, x // PATCH)] for y, x in cells]
+def layered_grid(tokens: int, steps: int) -> Tensor:
+    """Sigmas [steps + 1] of a layered sample whose condition has `tokens` image tokens, float32.
+
+    linspace(1, 0) without its end, shifted by mu / (mu + 1 / sigma - 1), mu = sqrt(tokens / 256), then 0; no stretch
+    (pipeline_qwenimage_layered.py).
+    """
+    if steps < 1:
+        raise SamplerError(f"{steps} sampling steps: at least 1 is needed")
+    sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+    mu = math.sqrt(tokens / 256)
+    sigma = mu / (mu + 1 / sigma - 1)
+    return torch.cat([sigma, sigma.new_zeros(1)]).float()
+
+
+def conditioned(
+    model: MMDiT,
+    cells: Sequence[tuple[int, int]],
+    text: Sequence[Tensor],
+    references: Sequence[Sequence[Tensor]] | None = None,
+) -> Velocity:
+    """The velocity of samples whose latents are `cells` (y, x) large, each given its prompt's hidden states [t, e].
+
+    `references` [sample] are normalised latents [c, y, x] of any sizes: their tokens follow the target's, as frames
+    1, 2, ..., and only the target has a velocity.
+    """
+    shown = references or [[]] * len(cells)
+    pictures = [
+        [(frame, y // PATCH, x // PATCH) for frame, (y, x) in enumerate([cell, *(r.shape[-2:] for r in extra)])]
+        for cell, extra in zip(cells, shown, strict=True)
+    ]
     layout = Layout.build(pictures, [len(states) for states in text], model.config.axes_dims_rope)
     weight = model.proj_out.weight
     assert isinstance(weight, Tensor)
     layout, dtype = layout.to(weight.device), weight.dtype
     prompts = torch.cat(list(text)).to(weight.device, dtype)
+    given = [[pack(reference).float() for reference in extra] for extra in shown]
 
     def velocity(tokens: list[Tensor], sigma: Tensor) -> list[Tensor]:
-        image = torch.cat(tokens)
+        image = torch.cat([part for target, extra in zip(tokens, given, strict=True) for part in (target, *extra)])
         flow = model(image.to(weight.device, dtype), prompts, sigma.to(weight.device), layout)
-        return list(flow.to(image.device).split(layout.image_lengths))
+        return list(flow.to(image.device).split(layout.target_lengths))
 
     return velocity
 
@@ -100,12 +128,18 @@ def euler(
     steps: int,
     shift: ShiftConfig | None = None,
     progress: Callable[[int], None] | None = None,
+    grids: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Latent tokens [i, 4 c] of each sample after `steps` Euler steps from `noise`, in float32.
 
-    `progress` is told each step's number once it is done.
+    Each follows its own of `grids` [steps + 1], by default `grid` of its tokens under `shift`. `progress` is told each
+    step's number once it is done.
     """
-    sigmas = torch.stack([grid(tokens.shape[0], steps, shift) for tokens in noise], dim=1)
+    grids = grids or [grid(tokens.shape[0], steps, shift) for tokens in noise]
+    if len(grids) != len(noise) or any(sigma.shape != (steps + 1,) for sigma in grids):
+        shapes = [list(sigma.shape) for sigma in grids]
+        raise SamplerError(f"grids of {shapes} sigmas for {len(noise)} samples: each needs one of {steps + 1}")
+    sigmas = torch.stack(list(grids), dim=1)
     tokens = [sample.float() for sample in noise]
     for step, (now, then) in enumerate(pairwise(sigmas)):
         flow = velocity(tokens, now)

@@ -1,22 +1,30 @@
 """The sampler walks the pipeline's way: the same sigmas, guidance and latents from the same noise."""
 
+import random
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPlusPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+from PIL import Image
 from torch import Tensor
 
-from model.latent import PATCH
-from model.sampler import SamplerError, ShiftConfig, Velocity, conditioned, euler, grid, guide, guided
+from model.latent import PATCH, pack
+from model.sampler import SamplerError, ShiftConfig, Velocity, conditioned, euler, grid, guide, guided, layered_grid
 from tests.unit.model.parity import ours, reference, sizes
 
 RELEASED = ShiftConfig().model_dump() | {"use_dynamic_shifting": True, "time_shift_type": "exponential"}
-
-# Latent cells of three pictures, odd numbers of patches among them.
-CELLS = [(8, 8), (6, 12), (10, 2)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +66,39 @@ def test_guidance_keeps_the_length_of_every_token() -> None:
     assert torch.equal(guide(torch.zeros(1, 16), torch.zeros(1, 16), 4.0), torch.zeros(1, 16))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+@pytest.mark.parametrize("tokens", [64, 1600, 4096])
+def test_layered_sigmas_are_the_schedulers(tokens: int, steps: int) -> None:
+    settings = {"use_dynamic_shifting": True, "time_shift_type": "linear", "shift_terminal": None}
+    scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    mu = (tokens / (256 * 256 / 16 / 16)) ** 0.5
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0, steps + 1)[:-1], mu=mu)
+    assert torch.allclose(layered_grid(tokens, steps), scheduler.sigmas, atol=2e-6, rtol=0)
+
+
+def test_four_layered_steps_at_640_have_the_published_sigmas() -> None:
+    assert layered_grid(1600, 4).tolist() == pytest.approx([1, 0.882353, 0.714286, 0.454545, 0], abs=1e-6)
+    with pytest.raises(SamplerError, match="0 sampling steps"):
+        layered_grid(1600, 0)
+
+
+def test_each_sample_follows_its_own_grid() -> None:
+    seen: list[Tensor] = []
+
+    def velocity(tokens: list[Tensor], sigma: Tensor) -> list[Tensor]:
+        seen.append(sigma)
+        return [torch.ones_like(x) for x in tokens]
+
+    noise = [torch.zeros(4, 16), torch.zeros(9, 16)]
+    grids = [layered_grid(64, 3), grid(9, 3)]
+    out = euler(velocity, noise, 3, grids=grids)
+    assert torch.equal(torch.stack(seen), torch.stack(grids, dim=1)[:-1])
+    assert all(torch.allclose(x, torch.full_like(x, -1)) for x in out)
+    for wrong in ([grid(4, 3)], [grid(4, 3), grid(9, 2)]):
+        with pytest.raises(SamplerError, match="for 2 samples: each needs one of 4"):
+            euler(velocity, noise, 3, grids=wrong)
+
+
 def test_euler_lands_on_the_data_of_a_straight_flow() -> None:
     """With v = (x - data) / sigma every step stays on the line from noise to data, so the end is the data."""
     g = torch.Generator().manual_seed(1)
@@ -73,53 +114,124 @@ def test_euler_lands_on_the_data_of_a_straight_flow() -> None:
     assert all(torch.allclose(x, x0, atol=1e-5) for x, x0 in zip(out, data, strict=True))
 
 
-def drawn() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Noise, prompts and negative prompts of samples as large as CELLS."""
-    g = torch.Generator().manual_seed(7)
-    noise = [torch.randn(y * x // PATCH**2, 16, generator=g) for y, x in CELLS]
-    prompts = [torch.randn(length, 24, generator=g) for length in (7, 3, 11)]
-    negatives = [torch.randn(length, 24, generator=g) for length in (2, 5, 2)]
-    return noise, prompts, negatives
+def from_diffusers(
+    theirs: QwenImageTransformer2DModel,
+    cells: Sequence[tuple[int, int]],
+    text: Sequence[Tensor],
+    references: Sequence[Sequence[Tensor]] | None = None,
+) -> Velocity:
+    shown = references or [[]] * len(cells)
 
-
-def from_diffusers(theirs: QwenImageTransformer2DModel, cells: list[tuple[int, int]], text: list[Tensor]) -> Velocity:
     def velocity(tokens: list[Tensor], sigma: Tensor) -> list[Tensor]:
         return [
             theirs(
-                hidden_states=tokens[k][None],
+                hidden_states=torch.cat([tokens[k], *map(pack, shown[k])])[None],
                 encoder_hidden_states=text[k][None],
                 timestep=sigma[k : k + 1],
-                img_shapes=[[(1, y // PATCH, x // PATCH)]],
+                img_shapes=[[(1, y // PATCH, x // PATCH) for y, x in [cell, *(r.shape[1:] for r in shown[k])]]],
                 return_dict=False,
-            )[0][0]
-            for k, (y, x) in enumerate(cells)
+            )[0][0, : len(tokens[k])]
+            for k, cell in enumerate(cells)
         ]
 
     return velocity
 
 
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-@pytest.mark.parametrize("whose", ["diffusers", "ours"])
+Drawn = tuple[list[tuple[int, int]], list[Tensor], list[Tensor], list[Tensor]]
+
+
+def unit(draw: random.Random, channels: int, width: int) -> Drawn:
+    """Sizes in latent cells, noise, prompts and negative prompts of some samples."""
+    g = torch.Generator().manual_seed(draw.randrange(2**31))
+    cells = [(2 * draw.randint(1, 6), 2 * draw.randint(1, 6)) for _ in range(draw.randint(1, 3))]
+    noise = [torch.randn(y * x // PATCH**2, 4 * channels, generator=g) for y, x in cells]
+    prompts, negatives = ([torch.randn(draw.randint(1, 12), width, generator=g) for _ in cells] for _ in range(2))
+    return cells, noise, prompts, negatives
+
+
+def pipelines_arguments(
+    cell: tuple[int, int], noise: Tensor, prompt: Tensor, negative: Tensor, scale: float, steps: int
+) -> dict[str, object]:
+    return {
+        "latents": noise[None],
+        "prompt_embeds": prompt[None],
+        "prompt_embeds_mask": torch.ones(1, len(prompt)),
+        "negative_prompt_embeds": negative[None],
+        "negative_prompt_embeds_mask": torch.ones(1, len(negative)),
+        "true_cfg_scale": scale,
+        "height": 8 * cell[0],
+        "width": 8 * cell[1],
+        "num_inference_steps": steps,
+        "output_type": "latent",
+    }
+
+
+def assert_equal(mine: Tensor, wanted: Tensor) -> None:
+    assert mine.shape == wanted.shape
+    assert (mine - wanted).abs().max() < 1e-4
+
+
+# Twenty units of ours; a few of theirs show that the steps alone differ in nothing.
+RUNS = [("ours", seed) for seed in range(20)] + [("diffusers", seed) for seed in range(4)]
+
+
+@pytest.mark.parametrize(("whose", "seed"), RUNS)
 @torch.no_grad()
-def test_latents_equal_the_pipelines_for_the_same_noise(whose: str, scale: float) -> None:
-    config = sizes(num_layers=2)
-    theirs = reference(config, 11)
-    noise, prompts, negatives = drawn()
+def test_latents_equal_the_pipelines_for_the_same_noise(whose: str, seed: int) -> None:
+    draw = random.Random(seed)
+    config = sizes(num_layers=draw.choice([1, 2, 3]), num_attention_heads=draw.choice([2, 4]))
+    theirs = reference(config, seed)
+    cells, noise, prompts, negatives = unit(draw, config.out_channels, config.joint_attention_dim)
+    scale, steps = draw.choice([1.0, 2.5, 4.0]), draw.randint(2, 6)
     make = partial(conditioned, ours(config, theirs)) if whose == "ours" else partial(from_diffusers, theirs)
-    mine = euler(guided(make(CELLS, prompts), make(CELLS, negatives), scale), noise, 6)
+    mine = euler(guided(make(cells, prompts), make(cells, negatives), scale), noise, steps)
     pipeline = QwenImagePipeline(FlowMatchEulerDiscreteScheduler(**RELEASED), None, None, None, theirs)
     pipeline.set_progress_bar_config(disable=True)
-    for k, (y, x) in enumerate(CELLS):
-        wanted = pipeline(
-            latents=noise[k][None],
-            prompt_embeds=prompts[k][None],
-            prompt_embeds_mask=torch.ones(1, len(prompts[k])),
-            negative_prompt_embeds=negatives[k][None],
-            negative_prompt_embeds_mask=torch.ones(1, len(negatives[k])),
-            true_cfg_scale=scale,
-            height=8 * y,
-            width=8 * x,
-            num_inference_steps=6,
-            output_type="latent",
-        ).images[0]
-        assert (mine[k] - wanted).abs().max() < 1e-4
+    for k, sample in enumerate(zip(cells, noise, prompts, negatives, strict=True)):
+        wanted = pipeline(**pipelines_arguments(*sample, scale, steps)).images[0]
+        assert_equal(mine[k], wanted)
+
+
+@pytest.fixture(scope="module")
+def vae(encoders: Path) -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage.from_pretrained(encoders / "vae").eval()
+
+
+@pytest.mark.parametrize(("whose", "seed"), RUNS)
+@torch.no_grad()
+def test_latents_of_edits_equal_the_pipelines_for_the_same_noise(
+    whose: str, seed: int, vae: AutoencoderKLQwenImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples with one to three references of their own sizes, in one unit; the pipeline takes one at a time."""
+    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 48 * 48)
+    draw = random.Random(seed)
+    config = sizes(num_layers=2, num_attention_heads=draw.choice([2, 4]), in_channels=64, out_channels=16)
+    theirs = reference(config, seed)
+    pipeline = QwenImageEditPlusPipeline(FlowMatchEulerDiscreteScheduler(**RELEASED), vae, None, None, None, theirs)
+    pipeline.set_progress_bar_config(disable=True)
+    cells, noise, prompts, negatives = unit(draw, config.out_channels, config.joint_attention_dim)
+    pictures = [[photograph(draw) for _ in range(draw.randint(1, 3))] for _ in cells]
+    references = [[latent(pipeline, picture) for picture in shown] for shown in pictures]
+    scale, steps = draw.choice([1.0, 4.0]), draw.randint(2, 5)
+    make = partial(conditioned, ours(config, theirs)) if whose == "ours" else partial(from_diffusers, theirs)
+    velocity = guided(make(cells, prompts, references), make(cells, negatives, references), scale)
+    mine = euler(velocity, noise, steps)
+    for k, sample in enumerate(zip(cells, noise, prompts, negatives, strict=True)):
+        wanted = pipeline(image=pictures[k], **pipelines_arguments(*sample, scale, steps)).images[0]
+        assert_equal(mine[k], wanted)
+        without = euler(make(cells[k : k + 1], prompts[k : k + 1]), noise[k : k + 1], steps)[0]
+        assert (without - wanted).abs().max() > 1e-2
+
+
+def photograph(draw: random.Random) -> Image.Image:
+    pixels = np.random.default_rng(draw.randrange(2**31)).integers(
+        0, 256, (60, draw.choice([30, 60, 110]), 3), np.uint8
+    )
+    return Image.fromarray(pixels)
+
+
+def latent(pipeline: QwenImageEditPlusPipeline, picture: Image.Image) -> Tensor:
+    """The normalised latent [c, y, x] that the pipeline makes of a reference."""
+    width, height = edit_plus.calculate_dimensions(edit_plus.VAE_IMAGE_SIZE, picture.width / picture.height)
+    pixels = pipeline.image_processor.preprocess(picture, height, width).unsqueeze(2)
+    return pipeline._encode_vae_image(pixels, None)[0, :, 0]
