@@ -1,23 +1,32 @@
 """Ray for as long as some work takes: a private cluster on this machine, or one that is running already."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import ray
 from ray._private import ray_constants
 
+from producer.lock import LockError, exclusive
+
 # A Unix socket's path holds 107 characters (unix(7)); Ray puts 63 after its temporary folder.
 _MAX_TEMP = 107 - 63
 _CONNECT_S = 10.0
 _END_S = 5.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PREFIX, _OWNER = "ink-", ".owner"
+# Ray's own environment variables.
+_AUTH, _WAIT = "RAY_AUTH_MODE", "RAY_gcs_server_port_wait_time_s"
 
 
 class ClusterError(ValueError):
@@ -34,34 +43,31 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
     if address != "local":
         _answer(address, setting)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _tried_once():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"{setting}: no Ray cluster at {address}: {error}") from None
+            token = "" if os.environ.get(_AUTH) else f"; a cluster that asks for a token needs {_AUTH}=token"
+            raise ClusterError(f"{setting}: no Ray cluster at {address}: {error}{token}") from None
         try:
             yield
         finally:
             ray.shutdown()
         return
-    temp = _short_folder()
-    try:
-        with _loopback_alone():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=object_store_bytes,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=temp,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        yield
-    finally:
+    with _temporary_folder() as temp:
         try:
-            ray.shutdown()
+            with _loopback_alone():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=object_store_bytes,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(temp),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            yield
         finally:
-            # Also where an interrupt ends the shutdown itself.
-            _end_processes(temp)
-            shutil.rmtree(temp, ignore_errors=True)
+            ray.shutdown()
 
 
 @contextmanager
@@ -83,11 +89,61 @@ def _loopback_alone() -> Iterator[None]:
             os.environ[name] = said
 
 
-def _end_processes(temp: str) -> None:
-    """Kill what still writes its log to `temp`: interrupted while it starts, Ray leaves agents behind for a minute."""
+@contextmanager
+def _tried_once() -> Iterator[None]:
+    """Joining, Ray tries twenty times, up to 30 s each, for a head that may still start; ours must answer at once."""
+    before = os.environ.get(_WAIT)
+    os.environ[_WAIT] = "1"
+    try:
+        yield
+    finally:
+        # A head started later from this process would wait for its own port no longer than this.
+        if before is None:
+            del os.environ[_WAIT]
+        else:
+            os.environ[_WAIT] = before
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder with a short path; it and our processes in it go with the block, and folders that dead owners left."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_OWNER}"):
+        # Locked by somebody alive, or somebody else's.
+        with contextlib.suppress(LockError, OSError), exclusive(owner, timeout_s=0):
+            _remove(owner.with_suffix(""))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    if len(str(folder)) > _MAX_TEMP:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    with exclusive(folder.with_suffix(_OWNER), timeout_s=0):
+        _adopt_orphans(True)
+        try:
+            yield folder
+        finally:
+            _end_processes(folder)
+            _adopt_orphans(False)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_suffix(_OWNER).unlink(missing_ok=True)
+
+
+def _adopt_orphans(on: bool) -> None:
+    """Whether a process whose parent dies comes to this one instead of to init: how we know Ray's from others."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+
+
+def _end_processes(folder: Path) -> None:
+    """Kill those of our descendants that still write their log to `folder`.
+
+    Interrupted while it starts, Ray leaves agents behind for a minute.
+    """
     deadline = time.monotonic() + _END_S
     while time.monotonic() < deadline:
-        left = [process for process in psutil.process_iter() if _writes_to(process, temp)]
+        left = [process for process in psutil.Process().children(recursive=True) if _writes_to(process, f"{folder}/")]
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -98,17 +154,9 @@ def _end_processes(temp: str) -> None:
 
 def _writes_to(process: psutil.Process, folder: str) -> bool:
     try:
-        return process.pid != os.getpid() and any(file.path.startswith(folder) for file in process.open_files())
+        return any(file.path.startswith(folder) for file in process.open_files())
     except psutil.Error:
         return False
-
-
-def _short_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="ink-")
-    if len(folder) > _MAX_TEMP:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="ink-", dir="/tmp")
-    return folder
 
 
 def _answer(address: str, setting: str) -> None:

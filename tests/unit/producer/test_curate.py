@@ -166,9 +166,33 @@ def wait_for(folder: Path, number: int, child: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+CLUSTER = """
+import sys
+import ray
+from producer.cluster import cluster
+with cluster("local", object_store_bytes=100 << 20, setting="test"):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def cluster_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Ray cluster of another process, on the loopback alone."""
+    # Ray's switch for machines whose cluster is the loopback; else it looks for 127.0.0.1 at their other address.
+    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin and child.stdout
+        yield child.stdout.readline().decode().strip()
+        child.stdin.close()
+        child.wait(30)
+
+
 def test_interrupted_and_killed_it_goes_on_and_the_index_is_the_same_to_the_byte(
-    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path, tmp_path: Path
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path, tmp_path: Path, cluster_address: str
 ) -> None:
+    """Ctrl-C in the first run, SIGKILL in the second, and the third on a cluster that is joined by its address."""
     undisturbed, first = curated
     child = start(corpus, tmp_path, tokenizer)
     wait_for(tmp_path, 1, child)
@@ -185,7 +209,7 @@ def test_interrupted_and_killed_it_goes_on_and_the_index_is_the_same_to_the_byte
     child.wait(10)
     assert not (tmp_path / "index").exists()
 
-    resumed, _ = run(corpus, tmp_path, tokenizer)
+    resumed, _ = run(corpus, tmp_path, tokenizer, address=cluster_address)
     assert 0 < resumed.scored < first.shards == first.scored
     assert not list((tmp_path / "curate").glob("scores/*/*.parquet.*"))
     for name in ("rows.parquet", "generation.json"):

@@ -1,0 +1,56 @@
+"""What a private Ray leaves behind, whoever ends: no process, no folder. Without Ray: the guard around it alone."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from producer.cluster import _temporary_folder
+from producer.lock import exclusive
+
+# Starts a process that goes on writing to a folder, and dies before it.
+ORPHAN = """
+import subprocess, sys
+code = "import sys, time; f = open(sys.argv[1] + '/agent.log', 'w'); print('up', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code, sys.argv[1]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+
+
+def test_an_orphan_that_writes_to_the_folder_ends_with_it_and_others_do_not() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        with pytest.raises(KeyboardInterrupt), _temporary_folder() as folder:
+            ran = subprocess.run([sys.executable, "-c", ORPHAN, str(folder)], capture_output=True, check=True)
+            orphan = psutil.Process(int(ran.stdout))
+            assert orphan.is_running() and orphan.ppid() == psutil.Process().pid
+            raise KeyboardInterrupt
+        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+        assert not folder.exists() and not folder.with_suffix(".owner").exists()
+        assert other.poll() is None
+        other.communicate(b"\n")
+
+
+def test_folders_of_dead_owners_are_removed_and_those_of_living_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("dead", "alive", "unknown"):
+        (tmp_path / f"ink-{name}" / "session").mkdir(parents=True)
+    (tmp_path / "ink-dead.owner").touch()
+    with exclusive(tmp_path / "ink-alive.owner", timeout_s=0), _temporary_folder():
+        left = sorted(path.name for path in tmp_path.glob("ink-*"))
+    assert [name for name in left if "dead" in name] == []
+    assert {"ink-alive", "ink-alive.owner", "ink-unknown"} <= set(left)
+
+
+def test_the_path_stays_short_enough_for_rays_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with _temporary_folder() as folder:
+        assert len(str(folder)) + 63 <= 107
+    assert not list(deep.iterdir())
