@@ -25,7 +25,7 @@ from producer.picture import PictureError, decode, fit
 from producer.plan import UnitPlan
 
 # Counts up with every change here or in model/ that changes the numbers.
-REVISION = 2
+REVISION = 3
 
 _FOLDERS = ("vae", "text_encoder", "tokenizer")
 _LIBRARIES = ("diffusers", "numpy", "pillow", "tokenizers", "torch", "transformers")
