@@ -28,8 +28,8 @@ from model.provider import Plain, Provider
 # Settings of how the model runs; all others are of the weights, as in the released config.json.
 _RUN = frozenset({"attention", "blocks_per_gather"})
 
-# In some released config.json files and read by no one: the first two describe the file, the other a part never built.
-_UNREAD = frozenset({"_class_name", "_diffusers_version", "_name_or_path", "pooled_projection_dim"})
+# In the first released config.json and read by no one: the reference never built that part.
+_UNREAD = "pooled_projection_dim"
 
 
 class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -73,9 +73,14 @@ class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     @classmethod
     def from_released(cls, text: str) -> "MMDiTConfig":
-        """The settings in the `text` of a released config.json. Raises ValueError on what this model does not do."""
+        """The settings in the `text` of a released config.json; names with a leading _ describe the file.
+
+        Raises ValueError on what this model does not do.
+        """
         said = json.loads(text)
-        return cls.model_validate_json(json.dumps({name: said[name] for name in said if name not in _UNREAD}))
+        if isinstance(said, dict):
+            said = {name: value for name, value in said.items() if name[:1] != "_" and name != _UNREAD}
+        return cls.model_validate_json(json.dumps(said))
 
     def released(self) -> dict[str, Any]:
         """The settings that config.json has, as the arguments of diffusers' QwenImageTransformer2DModel."""
@@ -175,8 +180,11 @@ class MMDiT(nn.Module):
                 f"additional_t_cond is {'absent' if kind is None else 'given'}, the weights have use_additional_t_cond "
                 f"{config.use_additional_t_cond}: {'give a class for each sample' if kind is None else 'leave it out'}"
             )
-        if kind is not None and kind.shape != (samples,):
-            raise LayoutError(f"additional_t_cond has shape {tuple(kind.shape)}, the layout {samples} samples")
+        if kind is not None and (kind.shape != (samples,) or kind.dtype not in (torch.int32, torch.int64)):
+            raise LayoutError(
+                f"additional_t_cond has shape {tuple(kind.shape)} of {kind.dtype}, the layout {samples} samples: "
+                "give each an int64"
+            )
         # On a device the values cannot be read without waiting for it.
         if kind is not None and kind.device.type == "cpu" and not ((kind >= 0) & (kind < CLASSES)).all():
             raise LayoutError(f"additional_t_cond is {kind.tolist()}: classes are 0 to {CLASSES - 1}")

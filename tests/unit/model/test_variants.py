@@ -32,6 +32,7 @@ VARIANTS: dict[str, tuple[dict[str, bool], tuple[int, ...]]] = {
     "one reference": ({}, (2,)),
     "several references": ({}, (3, 4)),
     "zero_cond_t": ({"zero_cond_t": True}, (2, 3)),
+    "zero_cond_t with classes": ({"zero_cond_t": True, "use_additional_t_cond": True}, (1, 3)),
     "layered": (LAYERED, (2, 3, 5)),
     "mixed tasks": ({}, (1, 2, 4)),
     "mixed tasks, zero_cond_t": ({"zero_cond_t": True}, (1, 2, 4)),
@@ -64,15 +65,16 @@ def test_bfloat16_is_as_near_to_fp32_as_diffusers_bfloat16_is(variant: str, seed
     assert_bfloat16_as_near(config, unit, seed)
 
 
+@pytest.mark.parametrize("poison", [1e4, torch.nan])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_crosses_from_a_poisoned_neighbour(variant: str) -> None:
+def test_nothing_crosses_from_a_poisoned_neighbour(variant: str, poison: float) -> None:
     config, unit = unit_of(variant, 7, 3)
     model = ours(config, reference(config, 7))
     lengths = list(layout_of(config, unit).target_lengths)
     with torch.no_grad():
         clean = run_ours(model, unit).split(lengths)
         grids, image, text, sigma = unit[1]
-        unit[1] = (grids, image * 0 + 1e4, text * 0 - 1e4, 1 - sigma)
+        unit[1] = (grids, image * 0 + poison, text * 0 - poison, 1 - sigma)
         poisoned = run_ours(model, unit).split(lengths)
     assert torch.allclose(clean[0], poisoned[0], atol=1e-6)
     assert torch.allclose(clean[2], poisoned[2], atol=1e-6)
@@ -197,6 +199,8 @@ def test_the_released_settings_load_and_come_back(name: str) -> None:
         ({"guidance_embeds": True}, "guidance_embeds"),
         ({"zero_cond_t": True, "use_layer3d_rope": True}, "zero_cond_t"),
         ({"a_flag_of_tomorrow": True}, "a_flag_of_tomorrow"),
+        ({"axes_dims_rope": [16, 56]}, "axes_dims_rope"),
+        ({"num_layers": "60"}, "num_layers"),
     ],
 )
 def test_settings_that_the_model_does_not_do_are_refused_by_name(change: dict[str, Any], message: str) -> None:
@@ -204,10 +208,17 @@ def test_settings_that_the_model_does_not_do_are_refused_by_name(change: dict[st
         MMDiTConfig.from_released(json.dumps(BASE | change))
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{", ""])
+def test_a_released_settings_file_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"MMDiTConfig|JSON|Expecting"):
+        MMDiTConfig.from_released(text)
+
+
 def test_a_class_is_asked_for_where_the_weights_have_one_and_refused_elsewhere() -> None:
     for variant, wrong, message in (
         ("layered", None, "absent"),
         ("layered", torch.tensor([0]), "2 samples"),
+        ("layered", torch.tensor([0.0, 1.0]), "float32"),
         ("layered", torch.tensor([0, 2]), "classes are 0 to 1"),
         ("layered", torch.tensor([-1, 0]), "classes are 0 to 1"),
         ("one reference", torch.tensor([0, 1]), "given"),
