@@ -24,7 +24,16 @@ CONFIG = MMDiTConfig(
     blocks_per_gather=2,
 )
 
-# A model's width is 64: buckets of this many elements are a few matrices each.
+# Six heads go onto three ranks. Edit weights modulate references on their own, layered ones know a class a sample.
+MODELS = {
+    "text": CONFIG,
+    "edit": CONFIG.model_copy(update={"num_attention_heads": 6, "zero_cond_t": True}),
+    "layered": CONFIG.model_copy(
+        update={"num_attention_heads": 6, "use_layer3d_rope": True, "use_additional_t_cond": True}
+    ),
+}
+
+# The first model's width is 64: buckets of this many elements are a few matrices each.
 BUCKET = 20_000
 
 # (ranks, tensor parallel, sequence parallel)
@@ -43,9 +52,9 @@ def optim(precision: str = "fp32", overlap: bool = True, **over: object) -> Opti
     return OptimConfig(**base | over)
 
 
-def build(weights: Path, here: Mesh, config: OptimConfig) -> Engine:
+def build(weights: Path, here: Mesh, config: OptimConfig, sizes: MMDiTConfig = CONFIG) -> Engine:
     """An engine whose model has the whole weights in the file at `weights`."""
-    model = MMDiT(CONFIG, MegatronProvider(here, config.dtype))
+    model = MMDiT(sizes, MegatronProvider(here, config.dtype))
     whole = load_file(weights)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
