@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from launch.settings import Settings, command_line, guarded
 from producer.curate import Funnel, Progress, curate
@@ -73,16 +74,22 @@ class CurationView:
 
 def show(funnel: Funnel) -> None:
     """Print the funnel as a table; the sums add up by construction, and are printed for the reader to check."""
-    table = Table("samples", "", "for example", title="curation", title_justify="left")
-    table.add_row(f"{funnel.seen}", "in", "")
+    table = Table("curation", "", "for example")
+    table.columns[1].justify = "right"
+    table.add_row("in", f"{funnel.seen}", "")
     for name, number in funnel.dropped.items():
-        table.add_row(f"{-number}", f"dropped: {name}", funnel.example.get(name, ""))
+        table.add_row(f"dropped: {name}", f"-{number}" if number else "0", _plain(funnel.example.get(name, "")))
     for name, why in funnel.off.items():
-        table.add_row("off", f"dropped: {name}", why)
-    table.add_row(f"{funnel.kept}", "kept", f"generation {funnel.generation[:12]}", end_section=True)
+        table.add_row(f"dropped: {name}", "off", why)
+    table.add_row("kept", f"{funnel.kept}", f"index generation {funnel.generation[:12]}", end_section=True)
     for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
-        table.add_row(f"{number}", f"kept: {bucket}", "")
+        table.add_row(f"kept: {bucket}", f"{number}", "")
     Console().print(table)
+
+
+def _plain(text: str) -> Text:
+    """Keys and reasons are data: no markup, and nothing that a terminal would obey."""
+    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def report(funnel: Funnel, seconds: float) -> dict[str, Any]:
