@@ -74,6 +74,15 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
             )
         return self
 
+    @model_validator(mode="after")
+    def _waits_within_the_mesh(self) -> "Settings":
+        if self.pull.wait_s >= self.mesh.timeout_s:
+            raise ValueError(
+                f"pull.wait_s: {self.pull.wait_s:g} s for a unit outlasts mesh.timeout_s {self.mesh.timeout_s:g} s, "
+                "after which the other ranks give up; make it less"
+            )
+        return self
+
 
 Options = Callable[[argparse.ArgumentParser], None]
 

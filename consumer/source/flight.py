@@ -45,7 +45,7 @@ class PullConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     start_s: float = Field(default=30.0, gt=0)  # for the producers' first answer
     call_s: float = Field(default=8.0, gt=0)  # deadline of any one call; a unit must get through in it
     stall_s: float = Field(default=5.0, gt=0)  # for a unit's data once its transfer has begun
-    wait_s: float = Field(default=600.0, gt=0)  # for one unit, through all retries
+    wait_s: float = Field(default=300.0, gt=0)  # for one unit, through all retries; less than mesh.timeout_s
 
     @model_validator(mode="after")
     def _says_where(self) -> "PullConfig":
