@@ -19,6 +19,9 @@ from model.pretrained import load_part
 from model.template import PICTURE_TOKEN, T2I, Template, fitted, grid_positions
 from model.vision import Seen, Vision
 
+# A prompt runs beside a longer one when it has at least this share of its tokens.
+_NEAR = 0.8
+
 
 class PromptError(ValueError):
     """A prompt encoder's folder is missing or a prompt cannot be encoded."""
@@ -50,8 +53,8 @@ class PromptEncoder:
     """The text encoder and tokenizer in `root`; its vision tower is loaded when the first picture comes.
 
     A prompt of more than `max_tokens` tokens after the prefix, pictures aside, is refused; diffusers' pipeline would
-    cut it, and its end of turn with it. Prompts run `batch` at a time in the order of their length, each batch padded
-    to a multiple of `multiple` tokens: the shapes follow from the list of prompts alone.
+    cut it, and its end of turn with it. Prompts of about one length run together, `batch` at most, padded to a multiple
+    of `multiple` tokens: the shapes follow from the list of prompts alone.
 
     `positions` of picture tokens: "grid" gives them rows and columns, which the released weights were made with;
     "line" counts on, as diffusers' edit pipelines do under transformers 5 (huggingface/diffusers issue 14194).
@@ -64,7 +67,7 @@ class PromptEncoder:
         device: str = "cpu",
         max_tokens: int = 1024,
         batch: int = 16,
-        multiple: int = 32,
+        multiple: int = 8,
         positions: Literal["grid", "line"] = "grid",
     ) -> None:
         for name in ("text_encoder", "tokenizer"):
@@ -148,16 +151,22 @@ class PromptEncoder:
         return _Prompt(torch.tensor(tokens[start:]), positions, start, pictures)
 
     def _groups(self, rows: Sequence[_Prompt]) -> Iterator[list[int]]:
-        order = sorted(range(len(rows)), key=lambda k: (rows[k].start, len(rows[k].ids), k))
+        """Numbers of rows that run together, the longest first: near enough in length that little is padded."""
+        order = sorted(range(len(rows)), key=lambda k: (rows[k].start, -len(rows[k].ids), k))
         while order:
-            group = [k for k in order[: self.batch] if rows[k].start == rows[order[0]].start]
+            first = rows[order[0]]
+            least = _NEAR * self._width(first)
+            alike = (k for k in order[: self.batch] if rows[k].start == first.start and self._width(rows[k]) >= least)
+            group = list(alike)
             yield group
             order = order[len(group) :]
 
+    def _width(self, row: _Prompt) -> int:
+        return -(-len(row.ids) // self.multiple) * self.multiple
+
     def _run(self, rows: Sequence[_Prompt], template: Template) -> Tensor:
         """Hidden states [b, t, e], padded at the end: attention is causal, so nothing looks there."""
-        longest = max(len(row.ids) for row in rows)
-        width = -(-longest // self.multiple) * self.multiple
+        width = max(self._width(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         positions = torch.zeros(3, len(rows), width, dtype=torch.long)
         for k, row in enumerate(rows):

@@ -44,7 +44,7 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     threads: int = Field(default=1, ge=1)  # CPU threads of one worker
     picture_batch: int = Field(default=4, ge=1)  # pictures through the VAE at once
     text_batch: int = Field(default=16, ge=1)  # captions through the text encoder at once
-    text_multiple: int = Field(default=32, ge=1)  # tokens; captions are padded to a multiple of this
+    text_multiple: int = Field(default=8, ge=1)  # tokens; captions are padded to a multiple of this
     max_text_tokens: int = Field(default=1024, ge=16, le=1024)  # of a caption and the template's end; more is rejected
 
 

@@ -214,7 +214,7 @@ def test_a_line_break_that_joins_the_prefixs_last_one_encodes_as_in_the_pipeline
     whole = _text_encoder(tokenizer)
     whole.save_pretrained(tmp_path / "text_encoder")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    encoder, prompts = PromptEncoder(tmp_path, multiple=1), ["a cat", "\na cat", "\n\na cat", "a dog on a mat"]
+    encoder, prompts = PromptEncoder(tmp_path, multiple=1), ["a cat", "\na cat", "\n\na cat", "a dog"]
     run: list[tuple[int, ...]] = []
     encoder._net.layers[0].register_forward_pre_hook(lambda _, inputs: run.append(inputs[0].shape[:2]))
     assert encoder._ids([T2I_PREFIX])[0] != encoder._ids([T2I_PREFIX + prompts[1]])[0][: encoder.prefix]
@@ -236,6 +236,18 @@ def test_the_vision_tower_waits_for_the_first_picture_and_sees_each_once(root: P
     positive, negative = encoder.encode(["a cat", " "], SMALL[1], [[shown, picture(30, 50, 1)], [shown]])
     assert len(seen) == 2
     assert len(positive) > len(negative)
+
+
+def test_prompts_of_mixed_length_are_padded_little(encoders: Path) -> None:
+    encoder, draw = PromptEncoder(encoders), random.Random(3)
+    prompts = ["moon " * draw.randint(1, 200) for _ in range(64)]
+    shapes: list[tuple[int, ...]] = []
+    encoder._net.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
+    encoder.encode(prompts)
+    run, used = sum(rows * width for rows, width in shapes[1:]), sum(encoder.lengths(prompts))
+    assert shapes[0] == (1, 34)
+    assert all(rows <= encoder.batch for rows, _ in shapes)
+    assert used <= run < 1.2 * used
 
 
 def test_lengths_are_those_of_the_encoding(encoders: Path) -> None:
