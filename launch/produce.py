@@ -27,7 +27,8 @@ from producer.produce import EncodeJob
 if TYPE_CHECKING:
     from producer.fleet import Fleet
 
-EVERY_S = 5.0
+# Seconds between looks at the fleet, and looks between lines.
+EVERY_S, LOOKS = 5.0, 3
 
 
 def main() -> NoReturn:
@@ -78,7 +79,8 @@ def run(fleet: "Fleet", settings: Settings, stop: threading.Event) -> dict[str, 
             print("the coordinator is restarting", flush=True)
             continue
         tally.add(status)
-        print(line(status, settings), flush=True)
+        if ending or tally.looks % LOOKS == 1:
+            print(line(status, settings), flush=True)
         for name in fleet.watch(status):
             print(f"{name} did not speak for {settings.fleet.frozen_s:g} s: replaced", flush=True)
         for unit, reason in status["troubles"].items():
@@ -92,7 +94,7 @@ class Tally:
     def __init__(self) -> None:
         self.done = dict.fromkeys(("registered", "samples", "rejected"), 0)
         self.last = dict(self.done)
-        self.seconds, self.looked = 0.0, time.monotonic()
+        self.seconds, self.looked, self.looks = 0.0, time.monotonic(), 0
 
     def add(self, status: dict[str, Any]) -> None:
         """Count what is new since the last look."""
@@ -104,6 +106,7 @@ class Tally:
         now = time.monotonic()
         self.seconds += (now - self.looked) * (self.done["registered"] > before)
         self.looked = now
+        self.looks += 1
 
     def report(self) -> dict[str, Any]:
         """For report.json."""
