@@ -6,6 +6,7 @@ from torch import Tensor
 
 from model.attention import Attend, Heads, attend_masked, attend_samples, attend_varlen
 from model.layout import Layout
+from tests.unit.model.parity import ours, reference, run_ours, run_theirs, samples, sizes
 
 pytestmark = pytest.mark.gpu
 
@@ -61,3 +62,20 @@ def test_a_poisoned_neighbour_changes_no_one_else(poison: float, queries: bool) 
     for before, after, owner in zip(clean, dirty, (layout.text_owner, layout.image_owner), strict=True):
         others = owner[: len(before)] != 1
         assert torch.equal(before[others], after[others])
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "flags", [{}, {"zero_cond_t": True}, {"use_layer3d_rope": True, "use_additional_t_cond": True}], ids=str
+)
+def test_a_mixed_unit_in_bfloat16_is_as_near_to_fp32_as_diffusers_bfloat16_is(
+    flags: dict[str, bool], seed: int
+) -> None:
+    config = sizes(**flags)
+    theirs, unit = reference(config, seed), samples(config, seed, 4, (1, 2, 3))
+    model = ours(config, theirs).to(CUDA, torch.bfloat16)
+    with torch.no_grad():
+        exact = run_theirs(theirs, unit)
+        mine = (run_ours(model, unit).float().cpu() - exact).norm()
+        peer = (run_theirs(theirs.bfloat16(), unit).float() - exact).norm()
+    assert mine <= 1.25 * peer

@@ -79,11 +79,12 @@ def kinds(config: MMDiTConfig, unit: list[Sample]) -> Tensor | None:
 
 
 def run_ours(model: MMDiT, unit: list[Sample]) -> Tensor:
-    """The unit packed: velocity [targets, 4 c]."""
-    dtype = model.proj_out.weight.dtype
-    image, text = torch.cat([s[1] for s in unit]).to(dtype), torch.cat([s[2] for s in unit]).to(dtype)
-    sigma = torch.tensor([s[3] for s in unit])
-    return model(image, text, sigma, layout_of(model.config, unit), kinds(model.config, unit))
+    """The unit packed, on the model's device: velocity [targets, 4 c]."""
+    weight = model.proj_out.weight
+    image, text = (torch.cat([s[k] for s in unit]).to(weight.device, weight.dtype) for k in (1, 2))
+    sigma, classes = torch.tensor([s[3] for s in unit], device=weight.device), kinds(model.config, unit)
+    layout = layout_of(model.config, unit).to(weight.device)
+    return model(image, text, sigma, layout, None if classes is None else classes.to(weight.device))
 
 
 def run_theirs(model: QwenImageTransformer2DModel, unit: list[Sample]) -> Tensor:
