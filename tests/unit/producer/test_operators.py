@@ -19,6 +19,7 @@ from producer.operator.nsfw import Nsfw, NsfwConfig, NsfwError
 from producer.operator.resolution import Resolution, ResolutionConfig
 from producer.operator.stage import OperatorsConfig, build_stage, describe, scoring
 from producer.source.shard import RawSample
+from tests.unit.producer.test_scoring import judge, write
 
 
 def sample(
@@ -213,3 +214,23 @@ def test_moving_a_threshold_scores_nothing_again_and_what_scores_depend_on_does(
     assert with_model != same
     assert scored(nsfw={"model": classifier, "max": 0.9}) == with_model
     assert scored(nsfw={"model": classifier, "unsafe": ("violent",)}) != with_model
+
+
+def test_with_a_classifier_a_shard_is_judged_by_it_in_fixed_batches(classifier: Path, tmp_path: Path) -> None:
+    """Among pictures that do not decode; without it the same pictures are kept."""
+    pictures = {"red": (250, 5), "blue": (5, 250), "rose": (240, 20), "sky": (20, 240)}
+    samples = {name: (noisy_jpeg(*colours), name) for name, colours in pictures.items()} | {"cut": (b"x" * 3000, "cut")}
+    folder = write(tmp_path, dict(sorted(samples.items())))
+    on = judge(folder, OperatorsConfig(nsfw=NsfwConfig(model=classifier)))
+    off = judge(folder)
+    dropped = {key.removeprefix("a/"): row["dropped_by"] for key, row in on.items()}
+    assert dropped == {"blue": "", "cut": "broken", "red": "nsfw", "rose": "nsfw", "sky": ""}
+    assert [key for key, row in off.items() if not row["kept"]] == ["a/cut"]
+    assert on["a/cut"]["verdict.nsfw"] is None and on["a/sky"]["score.nsfw"] < 0.5 < on["a/red"]["score.nsfw"]
+
+
+def noisy_jpeg(red: int, blue: int) -> bytes:
+    noise = np.random.default_rng(red).integers(0, 160, (300, 300, 3), np.uint8) // 8
+    out = io.BytesIO()
+    Image.fromarray(np.clip(noise + np.asarray((red, 90, blue)), 0, 255).astype(np.uint8)).save(out, "JPEG")
+    return out.getvalue()
