@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.rope import Grid, angles, numbered, picture_positions, text_positions
 
-# Prompt tokens a sample may have: the pipelines' bound (pipeline_qwenimage.py, check_inputs). Positions have none:
-# what lies beyond the reference's rotary table of 4096 is computed, not refused.
+# Prompt tokens a sample without references may have: the pipelines' bound (pipeline_qwenimage.py, check_inputs). An
+# edit's prompt also holds its pictures' tokens, 1369 of a single reference, and has none. Neither have positions: what
+# lies beyond the reference's rotary table of 4096 is computed, not refused.
 MAX_TEXT = 1024
 
 
@@ -128,7 +129,7 @@ def _check(pictures: Sequence[Sequence[Grid]], text_lengths: Sequence[int], keys
         name = _name(sample, keys)
         if not grids or min(min(h, w) for _, h, w in grids) < 1 or length < 1:
             raise LayoutError(f"{name}: pictures {list(grids)} and {length} text tokens; each needs at least 1")
-        if length > MAX_TEXT:
+        if length > MAX_TEXT and len(grids) == 1:
             raise LayoutError(f"{name}: a prompt of {length} tokens; at most {MAX_TEXT} are allowed, so shorten it")
         frames = [frame for frame, _, _ in grids]
         wanted = [frame for frame, _, _ in numbered([(h, w) for _, h, w in grids], layered=layered)]

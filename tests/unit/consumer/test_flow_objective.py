@@ -7,7 +7,7 @@ from torch import Tensor
 
 from consumer.objective.flow import BatchError, FlowObjective
 from model.flow import FlowConfig
-from model.layout import Layout
+from model.layout import Layout, LayoutError
 from producer.api.unit import Encoded, Latent
 
 CPU = torch.device("cpu")
@@ -79,5 +79,5 @@ def test_wrong_widths_and_bad_values_name_the_sample() -> None:
     with pytest.raises(BatchError, match=r"'wide'.*prompt width 9.*8"):
         flow.batch([sample("wide", text=9)], 0, CPU, torch.float32)
     bad = sample("nan")
-    with pytest.raises(BatchError, match=r"'nan'.*NaN"):
+    with pytest.raises(LayoutError, match=r"nan.*3 of its 3 text tokens hold NaN"):
         flow.batch([Encoded(**{**vars(bad), "text": np.full((3, 8), 0x7FC0, "uint16")})], 0, CPU, torch.float32)
