@@ -70,6 +70,23 @@ def title(said: str) -> None:
     print(f"\n{said}, base_dim {BASE}, CPU, {torch.get_num_threads()} threads, load {load}")
 
 
+# First, since large blocks left free by timed runs would be filled again here and count.
+def test_memory_of_a_large_picture_in_tiles(tmp_path: Path) -> None:
+    tiled, _ = pair(tmp_path, torch.float32, tiling=Tiling(above=512))
+    whole = ImageVae(tmp_path)
+    title("VAE, a picture of 768x768, float32")
+    pictures = torch.rand(1, 3, 768, 768) * 2 - 1
+    latents = torch.randn(1, 16, 96, 96)
+    for name, run in (("encode", lambda vae: vae.encode(pictures)), ("decode", lambda vae: vae.decode(latents))):
+        rooms = []
+        for vae in (tiled, whole):
+            vae.encode(pictures[..., :256, :256]), vae.decode(latents[..., :32, :32])
+            start = time.perf_counter()
+            rooms.append((peak_growth(lambda vae=vae, run=run: run(vae)) / 2**20, time.perf_counter() - start))
+        (room, seconds), (whole_room, whole_seconds) = rooms
+        print(f"  {name}: tiles {room:.0f} MiB in {seconds:.2f} s, whole {whole_room:.0f} MiB in {whole_seconds:.2f} s")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_time_and_memory_of_encoding_and_decoding(dtype: torch.dtype, tmp_path: Path) -> None:
     ours, peer = pair(tmp_path, dtype)
@@ -85,19 +102,3 @@ def test_time_and_memory_of_encoding_and_decoding(dtype: torch.dtype, tmp_path: 
         note(f"vae encode{suffix}", got, TARGET)
         got = compare(lambda: ours.decode(latents), lambda: peer.decode(cells).sample)
         note(f"vae decode{suffix}", got, TARGET)
-
-
-def test_memory_of_a_large_picture_in_tiles(tmp_path: Path) -> None:
-    tiled, _ = pair(tmp_path, torch.float32, tiling=Tiling(above=512))
-    whole = ImageVae(tmp_path)
-    title("VAE, a picture of 768x768, float32")
-    pictures = torch.rand(1, 3, 768, 768) * 2 - 1
-    latents = torch.randn(1, 16, 96, 96)
-    for name, run in (("encode", lambda vae: vae.encode(pictures)), ("decode", lambda vae: vae.decode(latents))):
-        rooms = []
-        for vae in (tiled, whole):
-            vae.encode(pictures[..., :256, :256]), vae.decode(latents[..., :32, :32])
-            start = time.perf_counter()
-            rooms.append((peak_growth(lambda vae=vae, run=run: run(vae)) / 2**20, time.perf_counter() - start))
-        (room, seconds), (whole_room, whole_seconds) = rooms
-        print(f"  {name}: tiles {room:.0f} MiB in {seconds:.2f} s, whole {whole_room:.0f} MiB in {whole_seconds:.2f} s")
