@@ -1,9 +1,12 @@
 """The elementwise parts of a block as single steps that keep little for their backward and recompute the rest.
 
 Each has a plain twin below it in ordinary torch: the twin defines it, and tests hold the two equal, gradients too. On
-the CPU the fused form walks the samples' runs of rows, so no [rows, d] copy of a modulation is ever made.
+the CPU the fused form walks the samples' runs of rows, so no [rows, d] copy of a modulation is ever made. On CUDA
+torch.compile fuses the twin itself, forward and backward, for any number of rows.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +35,7 @@ class Rows(NamedTuple):
 def modulate(x: Tensor, scale: Tensor, shift: Tensor, rows: Rows) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift on tokens [n, d], with the [b, d] rows of each token's sample."""
     if not rows.runs:
-        return plain_modulate(x, scale, shift, rows.owner)
+        return compiled(plain_modulate)(x, scale, shift, rows.owner)
     return _Modulate.apply(x, scale, shift, rows.runs)  # type: ignore[no-untyped-call]
 
 
@@ -43,7 +46,7 @@ def plain_modulate(x: Tensor, scale: Tensor, shift: Tensor, owner: Tensor) -> Te
 def add_gated(x: Tensor, gate: Tensor, update: Tensor, rows: Rows) -> Tensor:
     """x + gate * update on tokens [n, d], with the [b, d] gate row of each token's sample."""
     if not rows.runs:
-        return plain_add_gated(x, gate, update, rows.owner)
+        return compiled(plain_add_gated)(x, gate, update, rows.owner)
     return _AddGated.apply(x, gate, update, rows.runs)  # type: ignore[no-untyped-call]
 
 
@@ -55,7 +58,7 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RMSNorm over the width of heads [n, h, k] times `weight` [k], then turned by angles of cos and sin [n, k / 2]."""
     if x.device.type == "cpu":
         return _NormRotate.apply(x, weight, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
-    return plain_norm_rotate(x, weight, cos, sin)
+    return compiled(plain_norm_rotate)(x, weight, cos, sin)
 
 
 def plain_norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -64,6 +67,12 @@ def plain_norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Te
     even, odd = normed.float().unflatten(-1, (-1, 2)).unbind(-1)
     c, s = cos[:, None], sin[:, None]
     return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2).type_as(normed)
+
+
+@cache
+def compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`plain` as fused kernels, made at its first call; rows may differ from call to call."""
+    return torch.compile(plain, dynamic=True)
 
 
 class _Modulate(torch.autograd.Function):

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.fused import Rows, add_gated, modulate, norm_rotate, plain_add_gated, plain_modulate, plain_norm_rotate
+from model.fused import (
+    Rows,
+    add_gated,
+    compiled,
+    modulate,
+    norm_rotate,
+    plain_add_gated,
+    plain_modulate,
+    plain_norm_rotate,
+)
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
@@ -71,3 +80,24 @@ def test_norm_rotate_equals_its_plain_twin(seed: int, dtype: torch.dtype) -> Non
         ),
         dtype,
     )
+
+
+# torch's own compiler still imports torch.jit.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_compiled_twins_of_cuda_equal_the_plain_ones_for_changing_rows() -> None:
+    for seed, samples in ((1, 2), (2, 3), (5, 4)):
+        torch.manual_seed(seed)
+        where = rows(seed, samples)
+        n = len(where.owner)
+        x, update = torch.randn(2, n, 24).unbind()
+        scale, shift = torch.randn(2, samples, 24).unbind()
+        angle = torch.randn(n, 4)
+        for plain, inputs, rest in (
+            (plain_modulate, [x, scale, shift], [where.owner]),
+            (plain_add_gated, [x, scale, update], [where.owner]),
+            (plain_norm_rotate, [x.unflatten(-1, (3, 8)), torch.randn(8)], [angle.cos(), angle.sin()]),
+        ):
+            compare(
+                *both(inputs, lambda *a, p=plain, r=rest: compiled(p)(*a, *r), lambda *a, p=plain, r=rest: p(*a, *r)),
+                torch.float32,
+            )
