@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke test check fmt bench gpu clean
+.PHONY: setup smoke test check fmt bench bench-model gpu clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ fmt: setup
 
 bench: setup
 	$(BIN)/python -m pytest tests/bench -s --timeout=1800
+
+# Model, VAE, prompt encoder and loading against their peers; numbers in runs/bench/model.json.
+bench-model: setup
+	$(BIN)/python -m pytest tests/bench/test_mmdit.py tests/bench/test_vae.py tests/bench/test_prompt.py \
+		tests/bench/test_load.py -s --timeout=1800
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu -s --timeout=1800
