@@ -1,4 +1,4 @@
-"""Steps of a model at full width: real engine, optimizer included; what `make gpu` tabulates and a CPU can try small."""
+"""Training steps at full width, optimizer included; what `make gpu` tabulates, and a CPU can try small."""
 
 import time
 
