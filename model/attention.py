@@ -5,6 +5,7 @@ transformer_qwenimage.py (QwenDoubleStreamAttnProcessor2_0). The backends are eq
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -14,10 +15,12 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from model.layout import Layout
+from model.provider import Packed
 
 # samples: torch's SDPA a sample at a time, on every device. masked: one SDPA over all pairs of tokens of the unit,
 # those of two samples masked; its cost grows with the square of the unit, so it is a twin to check by. varlen: torch's
-# flash kernel for packed samples, CUDA and 16-bit alone. auto: varlen where it runs, else samples.
+# flash kernel for packed samples, CUDA and 16-bit alone. auto: the kernel of the layers' provider where it has one,
+# else varlen where it runs, else samples.
 Backend = Literal["auto", "samples", "masked", "varlen"]
 
 # The flash kernel's bounds (torch 2.13).
@@ -41,8 +44,10 @@ class Heads(NamedTuple):
 Attend = Callable[[Heads, Heads, Layout], tuple[Tensor, Tensor]]
 
 
-def backend(name: Backend) -> Attend:
-    """The attention called `name`."""
+def backend(name: Backend, packed: Packed | None = None) -> Attend:
+    """The attention called `name`; `packed` is the kernel that auto takes before any of ours."""
+    if name == "auto" and packed is not None:
+        return partial(attend_packed, kernel=packed)
     return {"auto": attend_auto, "samples": attend_samples, "masked": attend_masked, "varlen": attend_varlen}[name]
 
 
@@ -96,8 +101,8 @@ def attend_varlen(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Te
     return attend_packed(text, image, layout)
 
 
-def attend_packed(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Every sample's rows brought together (text, then image), one call of the packed kernel, and back."""
+def attend_packed(text: Heads, image: Heads, layout: Layout, kernel: Packed | None = None) -> tuple[Tensor, Tensor]:
+    """Every sample's rows brought together (text, then image), one call of `kernel` (torch's varlen), and back."""
     assert image.q is not None
     lengths = layout.text_lengths, layout.image_lengths
     joint = [t + i for t, i in zip(*lengths, strict=True)]
@@ -106,7 +111,7 @@ def attend_packed(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Te
         q, starts, longest = image.q.contiguous(), layout.image_starts, max(layout.image_lengths)
     else:
         q, starts, longest = _woven(text.q, image.q, lengths), layout.joint_starts, max(joint)
-    out = varlen_attn(q, k, v, starts, layout.joint_starts, longest, max(joint))
+    out = (kernel or varlen_attn)(q, k, v, starts, layout.joint_starts, longest, max(joint))
     assert isinstance(out, Tensor)
     out = out.flatten(1)
     if text.q is None:

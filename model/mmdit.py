@@ -113,7 +113,8 @@ class MMDiT(nn.Module):
         self.txt_norm = layers.token_norm(TokenNorm(config.joint_attention_dim))
         self.txt_in = layers.whole(config.joint_attention_dim, width)
         self.time_text_embed = TimeTextEmbed(width, classes=config.use_additional_t_cond)
-        attend = backend(config.attention)
+        packed = layers.packed_attention(config.num_attention_heads, config.attention_head_dim)
+        attend = backend(config.attention, packed)
         self.blocks = [
             Block(width, config.attention_head_dim, layers, attend, last=n == config.num_layers - 1)
             for n in range(config.num_layers)

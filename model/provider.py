@@ -5,10 +5,15 @@ The MMDiT never knows how it is spread. A provider hands it layers (each returns
 module's forward: overlapped parameter gathers fill it just before that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
+
+# Attention of packed samples, each within itself, in one kernel: from q [n, h, k], k and v [m, h, k], where each
+# sample's rows start in q and in k and where the last one's end ([b + 1] int32 each), and the most rows of a sample in
+# q and in k, to [n, h, k] or [n, h * k]. Scale 1 / sqrt(k), no mask within a sample.
+Packed = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 
 
 class Provider(Protocol):
@@ -46,6 +51,9 @@ class Provider(Protocol):
     def unshard(self, x: Tensor) -> Tensor:
         """This rank's tokens to whole ones."""
 
+    def packed_attention(self, heads: int, head_dim: int) -> Packed | None:
+        """Its own attention, of a model of `heads` heads, on this rank's; None leaves it to attention.py."""
+
 
 class Plain:
     """One device: torch's linears, and nothing between them."""
@@ -69,3 +77,6 @@ class Plain:
 
     def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
+
+    def packed_attention(self, heads: int, head_dim: int) -> Packed | None:
+        return None

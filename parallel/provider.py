@@ -6,7 +6,7 @@ the weight is marked: its gradient is `partial` and the engine sums it over the 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -171,6 +171,9 @@ class MegatronProvider:
         return mappings.gather_from_sequence_parallel_region(
             x, tensor_parallel_output_grad=False, group=self.mesh.tp_group
         )
+
+    def packed_attention(self, heads: int, head_dim: int) -> Callable[..., Tensor] | None:
+        return None
 
 
 def _never(weight: Tensor) -> None:

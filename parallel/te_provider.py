@@ -1,10 +1,12 @@
-"""The MMDiT's layers as Transformer Engine's, with its fp8 recipes; token operations stay megatron's.
+"""The MMDiT's layers and attention as Transformer Engine's, with its fp8 recipes; token operations stay megatron's.
 
-Written from the API of transformer-engine 2.9 and not run so far: there was no CUDA machine with it. What may change
-with the first run is here alone.
+Written from the API of transformer-engine 2.9 and not run so far: there was no CUDA machine with it. The tests give its
+attention to a stand-in that checks the arguments. What may change with the first run is here alone.
 """
 
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ _Linear: Any = te.Linear if te else nn.Module
 # Both sides of every fp8 matrix must be a multiple: 16 per tensor, 32 in the blocks of mxfp8.
 _MULTIPLE = 32
 _EPS = 1e-6  # of the released model's norms
+_PACKED_DTYPES = (torch.float16, torch.bfloat16)  # of its packed attention (FlashAttention, FusedAttention)
 
 
 class Linear(_Linear):  # type: ignore[misc]
@@ -68,6 +71,30 @@ class TransformerEngineProvider(MegatronProvider):
     def token_norm(self, norm: nn.Module) -> nn.Module:
         width = sum(parameter.numel() for parameter in norm.parameters())
         return super().token_norm(te.RMSNorm(width, eps=_EPS, dtype=self.dtype, device=str(self.device)))
+
+    def packed_attention(self, heads: int, head_dim: int) -> Callable[..., Tensor] | None:
+        """DotProductAttention on packed rows (thd) of this rank's heads; None in float32, which its fused kernels lack.
+
+        In the parameters' dtype with fp8 too: it runs outside the linears' autocast.
+        """
+        if self.dtype not in _PACKED_DTYPES:
+            return None
+        # Read as the module is made; 1 allows kernels whose backward varies from run to run.
+        os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+        attention = te.DotProductAttention(
+            heads // self.mesh.tp, head_dim, attention_dropout=0.0, qkv_format="thd", attn_mask_type="padding"
+        )
+
+        # Given the longest lengths: it would otherwise wait for the device to read them from the starts.
+        def attend(
+            q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, q_most: int, k_most: int
+        ) -> Tensor:
+            out: Tensor = attention(
+                q, k, v, cu_seqlens_q=q_starts, cu_seqlens_kv=k_starts, max_seqlen_q=q_most, max_seqlen_kv=k_most
+            )
+            return out
+
+        return attend
 
     def _linear(self, inputs: int, outputs: int, *, fp8: bool = True, **parallel: Any) -> Linear:
         """A linear of `outputs` by `inputs`, or where `parallel` has a parallel_mode this rank's part of it."""

@@ -1,5 +1,7 @@
 """The attention backends are one function, and in none of them does anything reach another sample."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from model.attention import (
 )
 from model.layout import Layout
 from model.mmdit import MMDiT
+from model.provider import Packed, Plain
 from tests.unit.model.parity import ours, reference, run_ours, samples, sizes
 
 AXES = (8, 4, 4)
@@ -129,6 +132,29 @@ def test_the_setting_chooses_the_attention_of_the_model(name: str) -> None:
     with torch.no_grad():
         found, wanted = run_ours(model, unit), run_ours(ours(sizes(), theirs), unit)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+class Packing(Plain):
+    """A provider with attention of its own, which notes what it was asked for."""
+
+    def packed_attention(self, heads: int, head_dim: int) -> Packed | None:
+        self.asked = heads, head_dim
+        return walked
+
+
+@pytest.mark.parametrize("name", ["auto", "samples"])
+def test_auto_takes_the_providers_attention_and_a_name_what_it_names(name: str) -> None:
+    config = sizes(attention=name)
+    provider = Packing()
+    model = MMDiT(config, provider)
+    assert provider.asked == (config.num_attention_heads, config.attention_head_dim)
+    taken = [isinstance(block.attn.attend, partial) for block in model.blocks]
+    assert taken == [name == "auto"] * config.num_layers
+    plain = MMDiT(config)
+    plain.load_state_dict(model.state_dict())
+    unit = samples(config, 2, 4, (1, 2, 3))
+    with torch.no_grad():
+        assert torch.allclose(run_ours(model, unit), run_ours(plain, unit), atol=1e-5)
 
 
 def test_varlen_says_why_it_does_not_run_and_auto_then_takes_samples() -> None:
