@@ -4,7 +4,7 @@ It knows no objective, source or model by name: a new method is another source a
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     start_from: Path | None = None  # folder of released weights, for a run without checkpoints of its own
     metrics: Path  # folder of train.jsonl and tensorboard/
     validate_every: int = Field(default=0, ge=0)  # steps between validations; 0: before the first and after the last
+    peak_tflops: float = Field(default=0.0, ge=0)  # of one device, dense, for MFU; an H100 or H200 has 989 in bf16
     grace_s: float = Field(default=8.0, gt=0)  # from a signal to the forced end
 
 
@@ -42,6 +43,7 @@ class Training:
     schedule: ScheduleConfig
     checkpoint: CheckpointConfig
     resolved: dict[str, Any]  # the resolved settings, kept in every checkpoint
+    flops: Callable[[int, int], float]  # of training on one sample with so many image and text tokens
     mesh: Mesh
     engine: Engine
     ema: Ema
@@ -75,7 +77,7 @@ def _step(run: Training, step: int) -> int:
     """One optimizer step; the code of the signal that asks for the end, or 0, the same on all ranks."""
     start = time.perf_counter()
     units = run.source.step(step)
-    totals, waited = torch.zeros(3, dtype=torch.float64), 0.0  # loss, samples, tokens
+    totals, waited = torch.zeros(4, dtype=torch.float64), 0.0  # loss, samples, tokens, flops
     run.engine.zero_grad()
     for index, unit in enumerate(units):
         batch, wait = _batch(run, unit, step)
@@ -83,8 +85,9 @@ def _step(run: Training, step: int) -> int:
         with nullcontext() if index == len(units) - 1 else run.engine.no_sync():
             loss, each = run.objective.loss(run.engine.module, batch)
             loss.backward()
-        totals += torch.tensor([loss.item(), len(each), batch.tokens], dtype=torch.float64)
-    loss_sum, samples, tokens = run.mesh.sum(totals.to(run.mesh.device)).tolist()
+        flops = sum(run.flops(*lengths) for lengths in zip(*batch.lengths, strict=True))
+        totals += torch.tensor([loss.item(), len(each), batch.tokens, flops], dtype=torch.float64)
+    loss_sum, samples, tokens, flops = run.mesh.sum(totals.to(run.mesh.device)).tolist()
     samples = max(samples, 1)  # a step whose units were all empty has nothing to divide
     run.engine.finish(samples)
     learning_rate = run.engine.config.lr * rate(run.schedule, step)
@@ -95,7 +98,7 @@ def _step(run: Training, step: int) -> int:
     waited, code = worst.tolist()
     seconds = time.perf_counter() - start
     report = StepReport(
-        step + 1, loss_sum / samples, learning_rate, norm, applied, int(samples), int(tokens), seconds, waited
+        step + 1, loss_sum / samples, learning_rate, norm, applied, int(samples), int(tokens), flops, seconds, waited
     )
     tell(run.sinks, report)
     return int(code)

@@ -28,6 +28,7 @@ class StepReport:
     applied: bool
     samples: int
     tokens: int
+    flops: float  # the model's, forward and backward, as counted by model/count.py
     seconds: float
     wait_s: float  # of them waiting for data, the slowest rank's
 
@@ -38,6 +39,10 @@ class StepReport:
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.flops / self.seconds
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class TensorBoard:
             "gradient_norm": report.gradient_norm,
             "images_per_s": report.images_per_s,
             "tokens_per_s": report.tokens_per_s,
+            "tflops_per_s": report.flops_per_s / 1e12,
             "data_wait_share": report.wait_s / report.seconds,
         }
         for name, value in scalars.items():

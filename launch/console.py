@@ -6,7 +6,9 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from consumer.loop import TrainConfig
 from consumer.metrics import Report, ValidationReport
+from model.count import utilisation
 
 _LINE = "loss {loss:.4f}  {images:.1f} images/s  {tokens:.0f} tokens/s  data wait {wait:.1%}"
 
@@ -14,7 +16,8 @@ _LINE = "loss {loss:.4f}  {images:.1f} images/s  {tokens:.0f} tokens/s  data wai
 class TrainingView:
     """A sink of reports. On a terminal one line is redrawn; elsewhere a line is printed every `every` steps."""
 
-    def __init__(self, steps: int, done: int, every: int) -> None:
+    def __init__(self, config: TrainConfig, ranks: int, done: int, every: int) -> None:
+        steps, self.peak = config.steps, config.peak_tflops * 1e12 * ranks
         self.steps, self.every, self.started, self.first = steps, every, time.monotonic(), done
         self.waited = self.trained = 0.0
         self.validation = ""
@@ -37,6 +40,8 @@ class TrainingView:
             tokens=report.tokens_per_s,
             wait=self.waited / self.trained,
         )
+        if self.peak:
+            line += f"  MFU {utilisation(report.flops, report.seconds, self.peak):.1%}"
         if self.progress:
             self.progress.update(self.task, completed=report.step, description=line + self.validation)
         elif report.step % self.every == 0 or report.step == self.steps:

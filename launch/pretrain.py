@@ -26,6 +26,7 @@ from launch.config import ConfigError
 from launch.console import TrainingView
 from launch.encoder_facts import latent_statistics
 from launch.settings import Settings, command_line, guarded
+from model.count import training_flops
 from model.init import fill
 from model.mmdit import MMDiT
 from parallel.engine import Engine
@@ -65,7 +66,7 @@ def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: tor
         print(f"continuing from {newest}" if newest else fresh, flush=True)
     pull, welcome = meet(settings, mesh, start)
     source = GroupSource(pull, welcome, mesh)
-    sinks = listen(settings, start) if mesh.rank == 0 else []
+    sinks = listen(settings, mesh.world, start) if mesh.rank == 0 else []
     try:
         empty, _ = source.unit(UnitId("empty", 0, 0))
         objective = FlowObjective(
@@ -75,12 +76,16 @@ def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: tor
             std=std,
             empty=text_of(empty[0]),
             axes=settings.model.axes_dims_rope,
+            buckets=frozenset(
+                (b.height, b.width) for r in settings.recipe.resolutions for b in settings.recipe.buckets(r)
+            ),
         )
         training = Training(
             config=settings.train,
             schedule=settings.schedule,
             checkpoint=settings.checkpoint,
             resolved=json.loads(settings.model_dump_json()),
+            flops=lambda image, text: float(training_flops(settings.model, image, text)),
             mesh=mesh,
             engine=engine,
             ema=ema,
@@ -136,10 +141,10 @@ def _welcome(said: bytes) -> Welcome:
     return decode(Welcome, said[1:])
 
 
-def listen(settings: Settings, start: int) -> list[Sink]:
+def listen(settings: Settings, ranks: int, start: int) -> list[Sink]:
     """Where rank 0's reports go."""
     folder = settings.train.metrics
-    view = TrainingView(settings.train.steps, start, every=5)
+    view = TrainingView(settings.train, ranks, start, every=5)
     return [JsonLines(folder / "train.jsonl", start), TensorBoard(folder / "tensorboard", start), view]
 
 

@@ -38,16 +38,32 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Image and text tokens together."""
-        return sum(self.layout.image_lengths) + sum(self.layout.text_lengths)
+        return sum(map(sum, self.lengths))
+
+    @property
+    def lengths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Image and text tokens of each sample that counts."""
+        return (self.layout.image_lengths, self.layout.text_lengths) if self.keys else ((), ())
 
 
 class FlowObjective:
-    """Samples to batches to losses. `mean` and `std` [c] normalise latents; `empty` [t, e] is the empty prompt."""
+    """Samples to batches to losses. `mean` and `std` [c] normalise latents; `empty` [t, e] is the empty prompt.
+
+    `buckets` are the sizes (height, width) that a target may have; none: any.
+    """
 
     def __init__(
-        self, config: FlowConfig, *, seed: int, mean: Tensor, std: Tensor, empty: Tensor, axes: Sequence[int]
+        self,
+        config: FlowConfig,
+        *,
+        seed: int,
+        mean: Tensor,
+        std: Tensor,
+        empty: Tensor,
+        axes: Sequence[int],
+        buckets: frozenset[tuple[int, int]] = frozenset(),
     ) -> None:
-        self.config, self.seed, self.axes = config, seed, axes
+        self.config, self.seed, self.axes, self.buckets = config, seed, axes, buckets
         self.mean, self.std, self.empty = mean, std, empty
 
     def batch(self, samples: Sequence[Encoded], step: int | str, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -64,7 +80,7 @@ class FlowObjective:
             sigmas.append(chance.sigma)
             pictures = (sample.latent, *sample.references)
             grids.append([(frame, p.height // 16, p.width // 16) for frame, p in enumerate(pictures)])
-        self._check(samples, texts)
+        self._check(samples if keys else (), texts)
         layout = Layout.build(grids, [len(text) for text in texts], self.axes, keys=keys)
         image, text = torch.cat(images), torch.cat(texts)
         layout.check_finite(image, text)
@@ -106,7 +122,14 @@ class FlowObjective:
 
     def _check(self, samples: Sequence[Encoded], texts: Sequence[Tensor]) -> None:
         channels, width = len(self.mean), self.empty.shape[1]
-        for sample, text in zip(samples, texts, strict=True):
+        for sample, text in zip(samples, texts, strict=bool(samples)):
+            size = (sample.latent.height, sample.latent.width)
+            if self.buckets and size not in self.buckets:
+                known = ", ".join(f"{height}x{width}" for height, width in sorted(self.buckets))
+                raise BatchError(
+                    f"sample {sample.key!r}: a latent of {size[0]}x{size[1]} is in none of the recipe's buckets "
+                    f"{known}; start producers and trainers with the same recipe"
+                )
             if sample.latent.mean.shape[0] != channels:
                 got = sample.latent.mean.shape[0]
                 raise BatchError(f"sample {sample.key!r}: {got} latent channels, the VAE has {channels}")

@@ -30,7 +30,7 @@ TOKEN = "a-token-of-the-tests"
 @pytest.fixture(scope="module")
 def producers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """A coordinator and a worker in this process; the overrides that let a trainer find them."""
-    maker = SyntheticMaker(SyntheticJob(units=4, validation_units=3, samples=2, bucket="64x96", tokens=9, width=64))
+    maker = SyntheticMaker(SyntheticJob(units=4, validation_units=3, samples=2, bucket="64x64", tokens=9, width=64))
     server = CoordinatorServer(maker.offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, token=TOKEN)
     worker = Worker(WorkerSetup("synthetic", lambda: server.address, TOKEN), maker)
     token = tmp_path_factory.mktemp("fleet") / "token"
@@ -49,6 +49,7 @@ def tiny(encoders: Path) -> list[str]:
         "model.attention_head_dim=16",
         "model.axes_dims_rope=[4,6,6]",
         "recipe.units=4",
+        "recipe.resolutions=[64]",
         "train.steps=8",
         "train.validate_every=4",
         "checkpoint.every=4",

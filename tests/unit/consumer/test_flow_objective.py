@@ -74,6 +74,14 @@ def test_an_empty_unit_still_has_a_backward_and_counts_for_nothing() -> None:
     assert loss.item() == 0 and len(each) == 0 and weight.grad is not None and not weight.grad.any()
 
 
+def test_a_latent_of_an_unknown_bucket_is_named_with_those_that_are_known() -> None:
+    flow = objective()
+    flow.buckets = frozenset({(32, 32), (16, 64)})
+    with pytest.raises(BatchError, match=r"'odd': a latent of 32x48 is in none .* 16x64, 32x32"):
+        flow.batch([sample("odd")], 0, CPU, torch.float32)
+    assert flow.batch([], 0, CPU, torch.float32).tokens == 0
+
+
 def test_wrong_widths_and_bad_values_name_the_sample() -> None:
     flow = objective()
     with pytest.raises(BatchError, match=r"'wide'.*prompt width 9.*8"):

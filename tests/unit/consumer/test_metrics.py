@@ -7,7 +7,7 @@ from consumer.metrics import JsonLines, StepReport, ValidationReport, lines
 
 
 def report(step: int, loss: float = 1.0) -> StepReport:
-    return StepReport(step, loss, 1e-3, 0.5, True, 8, 2048, 0.5, 0.1)
+    return StepReport(step, loss, 1e-3, 0.5, True, 8, 2048, 1e12, 0.5, 0.1)
 
 
 def test_a_resumed_run_drops_what_it_trains_again(tmp_path: Path) -> None:
