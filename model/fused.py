@@ -144,9 +144,11 @@ class _NormRotate(torch.autograd.Function):
         x, weight, turn = ctx.saved_tensors
         normed, scale = _normed(x)
         back = _turned(grad.float(), turn.conj())
-        grad_weight = torch.einsum("nhk,nhk->k", back, normed)
+        # Products and sums, not einsum: that one copies both operands into another order first.
+        product = back * normed
+        grad_weight = product.sum((0, 1))
+        along = product.mul_(weight.float()).sum(-1, keepdim=True).div_(x.shape[-1])
         back = back.mul_(weight.float())
-        along = torch.einsum("nhk,nhk->nh", back, normed).div_(x.shape[-1])[..., None]
         grad_x = back.sub_(normed.mul_(along)).mul_(scale)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
