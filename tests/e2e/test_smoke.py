@@ -41,7 +41,8 @@ def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_pa
     assert train["resumed_bit_equal"]
     assert train["validation_loss_last"] <= 0.85 * train["validation_loss_first"]
     for name in ("grid.png", "diffusers.png"):
-        assert Image.open(tmp_path / name).size >= (256, 256)
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width >= 256 and picture.height >= 256
     assert not descendants(tmp_path)
 
 
