@@ -1,8 +1,29 @@
 """What tests of several packages share."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End without the interpreter's teardown, in which threads of gRPC, Ray or torch have crashed after all had passed.
+
+    Everything is reported by now, and fixtures have ended what they started.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(config.stash.get(_STATUS, pytest.ExitCode.INTERNAL_ERROR))
+
+
+_STATUS = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")

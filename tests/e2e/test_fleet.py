@@ -33,7 +33,15 @@ def family() -> list[psutil.Process]:
 
 
 def named(part: str) -> list[psutil.Process]:
-    return [process for process in family() if part in " ".join(process.cmdline()[:1])]
+    return [process for process in family() if part in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    """What a process calls itself; nothing once it has ended, which it may at any moment."""
+    try:
+        return " ".join(process.cmdline()[:1])
+    except psutil.Error:
+        return ""
 
 
 def until(fine: Callable[[], Any], timeout_s: float = 30.0) -> None:
