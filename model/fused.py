@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 EPS = 1e-6
 
+_LAYER_NORM = torch.ops.aten.native_layer_norm
+_LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward
+
 
 class Rows(NamedTuple):
     """The sample that each row of a stream belongs to, and the same as runs (sample, start, stop)."""
@@ -76,33 +79,39 @@ def compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _Modulate(torch.autograd.Function):
-    """Keeps x and its statistics; the plain form also keeps the normed x and both gathered modulations."""
+    """Keeps x and its statistics; the plain form also keeps the normed x and both gathered modulations.
+
+    A sample's modulation is its layer norm's weight and bias, so torch's own kernels do all of it in one pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, runs: Any) -> Tensor:
-        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, EPS)
-        factor = 1 + scale
+        # Modulations and statistics in fp32 whatever the tokens are in.
+        x, factor, offset = x.contiguous(), 1 + scale.float(), shift.float()
+        out = torch.empty_like(x)
+        # A whole pass of layer norm would only serve its statistics.
+        mean, rstd = (torch.empty(x.shape[0], 1, dtype=torch.float32) for _ in range(2))
         for sample, start, stop in runs:
-            out[start:stop].mul_(factor[sample]).add_(shift[sample])
-        ctx.save_for_backward(x, mean, rstd, scale)
-        ctx.runs = runs
+            rows = slice(start, stop)
+            outs = {"out0": out[rows], "out1": mean[rows], "out2": rstd[rows]}
+            _LAYER_NORM.out(x[rows], x.shape[-1:], factor[sample], offset[sample], EPS, **outs)
+        ctx.save_for_backward(x, mean, rstd, factor, offset)
+        ctx.runs, ctx.dtype = runs, scale.dtype
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, mean, rstd, scale = ctx.saved_tensors
-        factor = 1 + scale
-        grad_scale, grad_shift = (torch.zeros(scale.shape, dtype=torch.float32) for _ in range(2))
-        scaled = torch.empty_like(x)
+        x, mean, rstd, factor, offset = ctx.saved_tensors
+        grad, grad_x = grad.contiguous(), torch.empty_like(x)
+        grad_scale, grad_offset = torch.zeros_like(factor), torch.zeros_like(offset)
         for sample, start, stop in ctx.runs:
-            part = grad[start:stop]
-            normed = (x[start:stop] - mean[start:stop]).mul_(rstd[start:stop])
-            grad_scale[sample] += normed.mul_(part).sum(0, dtype=torch.float32)
-            grad_shift[sample] += part.sum(0, dtype=torch.float32)
-            torch.mul(part, factor[sample], out=scaled[start:stop])
-        wanted = [True, False, False]
-        grad_x = torch.ops.aten.native_layer_norm_backward(scaled, x, x.shape[-1:], mean, rstd, None, None, wanted)[0]
-        return grad_x, grad_scale.to(scale.dtype), grad_shift.to(scale.dtype), None
+            rows = slice(start, stop)
+            saved = x[rows], x.shape[-1:], mean[rows], rstd[rows], factor[sample], offset[sample]
+            outs = {"out0": grad_x[rows], "out1": torch.empty_like(factor[0]), "out2": torch.empty_like(offset[0])}
+            _LAYER_NORM_BACKWARD.out(grad[rows], *saved, [True, True, True], **outs)
+            grad_scale[sample] += outs["out1"]  # a sample may own several runs: its own and the tail's
+            grad_offset[sample] += outs["out2"]
+        return grad_x, grad_scale.to(ctx.dtype), grad_offset.to(ctx.dtype), None
 
 
 class _AddGated(torch.autograd.Function):
@@ -131,32 +140,27 @@ class _AddGated(torch.autograd.Function):
 
 
 class _NormRotate(torch.autograd.Function):
-    """Keeps the heads as the linear gave them."""
+    """Keeps the heads as the linear gave them, and a factor a head."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, turn: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, turn)
-        normed, _ = _normed(x)
-        return _turned(normed.to(weight.dtype).mul_(weight).float(), turn).to(weight.dtype)
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
+        ctx.save_for_backward(x, scale, weight, turn)
+        return _turned((wide * scale).to(weight.dtype).mul_(weight).float(), turn).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, turn = ctx.saved_tensors
-        normed, scale = _normed(x)
+        x, scale, weight, turn = ctx.saved_tensors
+        normed, wide = x.float() * scale, weight.float()
         back = _turned(grad.float(), turn.conj())
         # Products and sums, not einsum: that one copies both operands into another order first.
         product = back * normed
         grad_weight = product.sum((0, 1))
-        along = product.mul_(weight.float()).sum(-1, keepdim=True).div_(x.shape[-1])
-        back = back.mul_(weight.float())
-        grad_x = back.sub_(normed.mul_(along)).mul_(scale)
+        along = torch.mv(product.flatten(0, 1), wide).view_as(scale).div_(-x.shape[-1])
+        grad_x = back.mul_(wide).addcmul_(normed, along).mul_(scale)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
-
-
-def _normed(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = x.float()
-    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
-    return wide * scale, scale
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
