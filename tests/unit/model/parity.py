@@ -1,6 +1,6 @@
 """Ours and diffusers' transformer on the same weights and samples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import QwenImageTransformer2DModel
@@ -127,17 +127,34 @@ def assert_equal(model: MMDiT, theirs: QwenImageTransformer2DModel, unit: list[S
     assert_gradients_equal(model, theirs)
 
 
-def assert_bfloat16_as_near(config: MMDiTConfig, unit: list[Sample], seed: int) -> None:
-    """In bf16 our output and gradients lie as near to the reference's fp32 as its own bf16 does."""
-    theirs = reference(config, seed)
+def assert_bfloat16_as_near(units: Iterable[tuple[MMDiTConfig, list[Sample]]]) -> None:
+    """In bf16 our outputs and gradients lie as near to the reference's fp32 as its own bf16 does.
+
+    Of one unit the order of roundings decides: 0.7 to 1.3 times the reference's distance were measured, so the mean of
+    twenty is known to 0.04.
+    """
+    distances = torch.tensor([_distances(config, unit, seed) for seed, (config, unit) in enumerate(units)])
+    assert (distances.max(0).values <= 1.5).all(), distances
+    assert (distances.mean(0) <= 1.05).all(), distances
+
+
+def _distances(config: MMDiTConfig, unit: list[Sample], seed: int) -> tuple[float, float]:
+    """How far our bf16 output and gradients are from the reference's fp32, in its own bf16's distances.
+
+    Weights, tokens and sigmas are rounded for all: their rounding would weigh far more than that of the arithmetic.
+    """
+    theirs = reference(config, seed).bfloat16().float()
+    rounded = torch.tensor([sample[3] for sample in unit]).bfloat16().tolist()
+    unit = [(g, i.bfloat16().float(), t.bfloat16().float(), s) for (g, i, t, _), s in zip(unit, rounded, strict=True)]
     model = ours(config, theirs).bfloat16()
     exact = _pushed(theirs, run_theirs(theirs, unit), seed)
     theirs.zero_grad()
     peer = _pushed(theirs.bfloat16(), run_theirs(theirs, unit), seed)
     mine = _pushed(model, run_ours(model, unit), seed)
-    # The same roundings in another order: their size varies by a few per cent, and a bug is far more than a quarter.
-    for got, other, want in zip(mine, peer, exact, strict=True):
-        assert (got - want).norm() <= 1.25 * (other - want).norm()
+    output, gradients = (
+        float((got - want).norm() / (other - want).norm()) for got, other, want in zip(mine, peer, exact, strict=True)
+    )
+    return output, gradients
 
 
 def _pushed(model: nn.Module, out: Tensor, seed: int) -> tuple[Tensor, Tensor]:
