@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from parallel import decay
 from parallel.cpu_stand_in import stand_in
@@ -24,7 +24,6 @@ from parallel.megatron import (
     DistributedOptimizer,
     ModelParallelConfig,
     OptimizerConfig,
-    clip_grad_by_total_norm_fp32,
 )
 from parallel.mesh import Mesh
 from parallel.place import whole_shape
@@ -69,8 +68,8 @@ class _WrapConfig(ModelParallelConfig):  # type: ignore[misc]
 class Engine:
     """`module` is the model: call it, and backward the SUM of its losses.
 
-    A step: `zero_grad`, a backward a unit (all but the last under `no_sync`), `finish`, `step`; the same calls on every
-    rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters are gathered from its
+    A step: `zero_grad`, a backward a unit (all but the last under `no_sync`), `finish`, `norm` and `apply` (or `step`);
+    the same calls on every rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters are gathered from its
     start, so that order must be the order of first use.
     """
 
@@ -116,33 +115,55 @@ class Engine:
         """Around every backward of a step but the last: accumulate, reduce nothing yet."""
         return self._ddp.no_sync()
 
-    def finish(self, count: float) -> None:
+    def finish(self, count: float = 1.0) -> None:
         """End a step's backward passes: gradients become the sum over all ranks divided by `count`.
 
-        `count` is what the step's summed loss is divided by: the global number of samples (or tokens).
+        `count` is what the step's summed loss is divided by: the global number of samples (or tokens). Where it is not
+        known yet, leave it to `apply`.
         """
         self._ddp.finish_grad_sync()
         self._sum_partial()
-        self._ddp.scale_gradients(1.0 / count)
+        if count != 1.0:
+            self._ddp.scale_gradients(1.0 / count)
 
     @torch.no_grad()
-    def step(self, lr: float) -> tuple[float, bool]:
-        """Clip and update: the global gradient norm before clipping, and whether the update was applied.
+    def norm(self) -> Tensor:
+        """The global norm of the finished gradients, 0-d on the device and the same on every rank; waits for nothing.
 
-        Gradients that are not finite anywhere leave every weight and moment on every rank as it was.
+        Every weight counts once, wherever it is split or held whole.
         """
         with stand_in():
-            self._set_lr(lr)
             self._optimizer.prepare_grads()
-            norm = float(self._optimizer.get_grad_norm())
-            if not math.isfinite(norm):
-                return norm, False
-            if self.config.clip:
-                clip_grad_by_total_norm_fp32(self._optimizer.get_parameters(), self.config.clip, norm)
+            gradients = self._optimizer.get_main_grads_for_grad_norm()
+        total = torch.zeros((), device=self.mesh.device)
+        if gradients:
+            total += torch.stack(torch._foreach_norm(gradients)).square().sum()
+        dist.all_reduce(total)
+        return total.sqrt()
+
+    @torch.no_grad()
+    def apply(self, lr: float, norm: float, count: float = 1.0) -> None:
+        """Divide the finished gradients by `count`, clip them by `norm`, their global norm after that, and update."""
+        clipped = min(1.0, self.config.clip / (norm + 1e-6)) if self.config.clip else 1.0
+        gradients = [weight.grad for weight in self._optimizer.get_parameters() if weight.grad is not None]
+        if gradients and clipped != count:
+            torch._foreach_mul_(gradients, clipped / count)
+        with stand_in():
+            self._set_lr(lr)
             for run in self._decayed_by_hand:
                 run.mul_(1 - lr * self.config.weight_decay)  # AdamW's own first line
             self._optimizer.step_with_ready_grads()
         self._updates += 1
+
+    def step(self, lr: float) -> tuple[float, bool]:
+        """`norm` and `apply` in one: the norm, and whether the update was applied.
+
+        Gradients that are not finite anywhere leave every weight and moment on every rank as it was.
+        """
+        norm = float(self.norm())
+        if not math.isfinite(norm):
+            return norm, False
+        self.apply(lr, norm)
         return norm, True
 
     def shards(self) -> Iterator[Shard]:

@@ -21,7 +21,6 @@ with warnings.catch_warnings():
         param_and_grad_buffer,
     )
     from megatron.core.optimizer import Adam
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer.optimizer_config import OptimizerConfig
     from megatron.core.tensor_parallel import layers, mappings
@@ -54,7 +53,6 @@ __all__ = [
     "ModelParallelConfig",
     "OptimizerConfig",
     "RowParallelLinear",
-    "clip_grad_by_total_norm_fp32",
     "mappings",
     "parallel_state",
     "set_tensor_model_parallel_attributes",
