@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from model.rope import Grid, angles, numbered, picture_positions, text_positions
+from model.transfer import sent
 
 # Prompt tokens a sample without references may have: the pipelines' bound (pipeline_qwenimage.py, check_inputs). An
 # edit's prompt also holds its pictures' tokens, 1369 of a single reference, and has none. Neither have positions: what
@@ -90,7 +91,7 @@ class Layout:
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout with its tensors on `device`."""
-        values: list[Any] = [v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()]
+        values: list[Any] = [sent(v, device) if isinstance(v, Tensor) else v for v in vars(self).values()]
         return Layout(*values)
 
     def check(self, image: Tensor, text: Tensor, sigma: Tensor) -> None:

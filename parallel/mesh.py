@@ -1,6 +1,7 @@
 """The ranks of a job and the groups they form: tensor parallel inside data parallel."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -138,6 +139,17 @@ class Mesh:
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over the data-parallel ranks, in place."""
         dist.all_reduce(tensor, group=self.dp_group)
+        return tensor
+
+    def sent(self, values: Sequence[float]) -> Tensor:
+        """`values` in fp64 on the mesh's device; on CUDA on their way there, nothing waits for them."""
+        host = torch.tensor(values, dtype=torch.float64)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+
+    def alike(self, tensor: Tensor) -> Tensor:
+        """`tensor` as the first rank of the tensor-parallel group has it, in place: the same bits on all of them."""
+        if self.tp > 1:
+            dist.broadcast(tensor, self.rank - self.tp_rank, group=self.tp_group)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:

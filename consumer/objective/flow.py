@@ -14,6 +14,7 @@ from torch import Tensor
 from model.flow import Draw, FlowConfig, draw, noised, weight_at
 from model.latent import normalise, pack
 from model.layout import Layout
+from model.transfer import sent
 from producer.api.unit import Encoded, Latent
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
@@ -34,6 +35,7 @@ class Batch:
     target: Tensor  # [targets, 4 c] fp32 velocity
     weight: Tensor  # [b] fp32, what each sample's error counts
     layout: Layout
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) in pixels of each target that counts
 
     @property
     def tokens(self) -> int:
@@ -86,12 +88,13 @@ class FlowObjective:
         layout.check_finite(image, text)
         return Batch(
             keys,
-            image.to(device, dtype),
-            text.to(device, dtype),
-            torch.tensor(sigmas, device=device),
-            torch.cat(targets).to(device),
-            torch.tensor([weight_at(self.config, sigma) for sigma in sigmas], device=device),
+            sent(image.to(dtype), device),
+            sent(text.to(dtype), device),
+            sent(torch.tensor(sigmas), device),
+            sent(torch.cat(targets), device),
+            sent(torch.tensor([weight_at(self.config, sigma) for sigma in sigmas]), device),
             layout.to(device),
+            tuple((sample.latent.height, sample.latent.width) for sample in samples) if keys else (),
         )
 
     def loss(self, model: Velocity, batch: Batch) -> tuple[Tensor, Tensor]:
