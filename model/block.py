@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import Attend, Heads
-from model.fused import Rows, add_gated, modulate
+from model.fused import Rows, add_gated, bias_gelu, modulate
 from model.layout import Layout
 from model.norm import HeadNorm
 from model.provider import Provider
@@ -96,7 +96,8 @@ class GELU(nn.Module):
         self.proj = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        product, bias = self.proj(x)
+        return F.gelu(product, approximate="tanh") if bias is None else bias_gelu(product, bias)
 
 
 class MLP(nn.Module):
@@ -104,7 +105,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, provider: Provider) -> None:
         super().__init__()
-        up, down = GELU(provider.column(width, 4 * width)), provider.row(4 * width, width)
+        up, down = GELU(provider.column_and_bias(width, 4 * width)), provider.row(4 * width, width)
         self.net = nn.ModuleList([up, nn.Identity(), down])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,6 +57,15 @@ def plain_add_gated(x: Tensor, gate: Tensor, update: Tensor, owner: Tensor) -> T
     return x + gate[owner] * update
 
 
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """The tanh-approximated GELU of x + bias: products [n, d] of a linear that handed its bias [d] out."""
+    return plain_bias_gelu(x, bias) if x.device.type == "cpu" else compiled(plain_bias_gelu)(x, bias)
+
+
+def plain_bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(x + bias, approximate="tanh")
+
+
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RMSNorm over the width of heads [n, h, k] times `weight` [k], then turned by angles of cos and sin [n, k / 2]."""
     if x.device.type == "cpu":

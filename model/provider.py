@@ -1,14 +1,15 @@
 """What the MMDiT asks of whoever builds its layers, and the plain answer: torch's own, on one device.
 
-The MMDiT never knows how it is spread. A provider hands it layers (each returns one tensor and keeps its weights as
-`weight` and `bias`) and the operations between them on packed tokens [rows, width]. A weight is read only in its own
-module's forward: overlapped parameter gathers fill it just before that.
+The MMDiT never knows how it is spread. A provider hands it layers (each returns one tensor, but for `column_and_bias`,
+and keeps its weights as `weight` and `bias`) and the operations between them on packed tokens [rows, width]. A weight
+is read only in its own module's forward, or handed out by it: overlapped parameter gathers fill it just before that.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Attention of packed samples, each within itself, in one kernel: from q [n, h, k], k and v [m, h, k], where each
 # sample's rows start in q and in k and where the last one's end ([b + 1] int32 each), and the most rows of a sample in
@@ -23,6 +24,9 @@ class Provider(Protocol):
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
         """A linear whose output is split over ranks; its input has been entered."""
+
+    def column_and_bias(self, inputs: int, outputs: int) -> nn.Module:
+        """A column linear that returns its product and the bias still to be added, None where it has been added."""
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         """A linear whose input is split over ranks; its output is summed, this rank's tokens."""
@@ -55,15 +59,36 @@ class Provider(Protocol):
         """Its own attention, of a model of `heads` heads, on this rank's; None leaves it to attention.py."""
 
 
+class LinearAndBias(nn.Linear):
+    """A linear that returns its product and its bias where it is `apart`, else its output and None.
+
+    Where `apart` is None the device decides: on the CPU the product adds its bias for nothing, on CUDA what follows it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, apart: bool | None = None) -> None:
+        super().__init__(inputs, outputs)
+        self.apart = apart
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        apart = x.device.type != "cpu" if self.apart is None else self.apart
+        return (F.linear(x, self.weight), self.bias) if apart else (super().forward(x), None)
+
+
 class Plain:
-    """One device: torch's linears, and nothing between them."""
+    """One device: torch's linears, and nothing between them. `bias_apart`: as LinearAndBias has it."""
 
     tokens = 1
+
+    def __init__(self, bias_apart: bool | None = None) -> None:
+        self._bias_apart = bias_apart
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs)
 
     row = whole = modulation = column
+
+    def column_and_bias(self, inputs: int, outputs: int) -> nn.Module:
+        return LinearAndBias(inputs, outputs, self._bias_apart)
 
     def head_norm(self, norm: nn.Module) -> nn.Module:
         return norm

@@ -43,10 +43,19 @@ def mark_split(weight: Tensor, dim: int) -> None:
         set_tensor_model_parallel_attributes(weight, True, dim, 1)
 
 
-class Column(ColumnParallelLinear):  # type: ignore[misc]
-    """Megatron's column-parallel linear, returning its output alone."""
+class ColumnAndBias(ColumnParallelLinear):  # type: ignore[misc]
+    """Megatron's column-parallel linear: its product and its bias where it is `apart`, else its output and None."""
 
-    def __init__(self, inputs: int, outputs: int, config: ModelParallelConfig, *, entered: bool, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        config: ModelParallelConfig,
+        *,
+        entered: bool,
+        mesh: Mesh,
+        apart: bool = False,
+    ) -> None:
         super().__init__(
             inputs,
             outputs,
@@ -56,9 +65,14 @@ class Column(ColumnParallelLinear):  # type: ignore[misc]
             gather_output=False,
             # The input's gradient was summed where the group of columns was entered.
             disable_grad_reduce=entered,
+            skip_bias_add=apart,
             tp_group=mesh.tp_group,
         )
         mark_split(self.weight, dim=0)
+
+
+class Column(ColumnAndBias):
+    """The same, returning its output alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
@@ -93,11 +107,13 @@ class Row(RowParallelLinear):  # type: ignore[misc]
 class MegatronProvider:
     """Layers on `mesh` with parameters of `dtype`, unset until someone fills them; norms are one.
 
-    Parameters are made on the mesh's device, or on the meta device inside `with torch.device("meta")`.
+    Parameters are made on the mesh's device, or on the meta device inside `with torch.device("meta")`. `bias_apart` is
+    whether `column_and_bias` hands its bias out; None does where the device fuses it with what follows, on CUDA.
     """
 
-    def __init__(self, mesh: Mesh, dtype: torch.dtype) -> None:
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, *, bias_apart: bool | None = None) -> None:
         self.mesh, self.dtype = mesh, dtype
+        self._bias_apart = mesh.device.type == "cuda" if bias_apart is None else bias_apart
         meta = torch.get_default_device().type == "meta"
         self.device = torch.device("meta") if meta else mesh.device
         self.tokens = mesh.tp if mesh.sp else 1
@@ -115,6 +131,9 @@ class MegatronProvider:
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
         return Column(inputs, outputs, self._entered, entered=True, mesh=self.mesh)
+
+    def column_and_bias(self, inputs: int, outputs: int) -> nn.Module:
+        return ColumnAndBias(inputs, outputs, self._entered, entered=True, mesh=self.mesh, apart=self._bias_apart)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         layer = Row(inputs, outputs, self._config, mesh=self.mesh)

@@ -30,13 +30,13 @@ _PACKED_DTYPES = (torch.float16, torch.bfloat16)  # of its packed attention (Fla
 
 
 class Linear(_Linear):  # type: ignore[misc]
-    """Transformer Engine's linear, in fp8 where it has a recipe."""
+    """Transformer Engine's linear, in fp8 where it has a recipe; with return_bias its product and its bias."""
 
     def __init__(self, inputs: int, outputs: int, recipe: Any, amax_group: Any, **kwargs: Any) -> None:
         super().__init__(inputs, outputs, init_method=_leave, **kwargs)
         self.recipe, self.amax_group = recipe, amax_group
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.recipe is None:
             return super().forward(x)
         with te.autocast(enabled=True, recipe=self.recipe, amax_reduction_group=self.amax_group):
@@ -58,6 +58,9 @@ class TransformerEngineProvider(MegatronProvider):
     def column(self, inputs: int, outputs: int) -> nn.Module:
         # Entered as a group: this rank's part is a linear of its own, without communication.
         return _split(self._linear(inputs, outputs // self.mesh.tp), dim=0)
+
+    def column_and_bias(self, inputs: int, outputs: int) -> nn.Module:
+        return _split(self._linear(inputs, outputs // self.mesh.tp, return_bias=True), dim=0)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
         layer = _split(self._linear(inputs, outputs, parallel_mode="row", sequence_parallel=self.mesh.sp), dim=1)
@@ -96,14 +99,15 @@ class TransformerEngineProvider(MegatronProvider):
 
         return attend
 
-    def _linear(self, inputs: int, outputs: int, *, fp8: bool = True, **parallel: Any) -> Linear:
+    def _linear(
+        self, inputs: int, outputs: int, *, fp8: bool = True, return_bias: bool = False, **parallel: Any
+    ) -> Linear:
         """A linear of `outputs` by `inputs`, or where `parallel` has a parallel_mode this rank's part of it."""
         recipe = self._recipe if fp8 else None
         if parallel:
             parallel |= {"tp_group": self.mesh.tp_group, "tp_size": self.mesh.tp}
-        layer = Linear(
-            inputs, outputs, recipe, self.mesh.tp_group, params_dtype=self.dtype, device=str(self.device), **parallel
-        )
+        arguments = parallel | {"params_dtype": self.dtype, "device": str(self.device), "return_bias": return_bias}
+        layer = Linear(inputs, outputs, recipe, self.mesh.tp_group, **arguments)
         if recipe is not None and any(side % _MULTIPLE for side in layer.weight.shape):
             raise MeshError(
                 f"mesh.fp8: a matrix of this model is {tuple(layer.weight.shape)} on each of {self.mesh.tp} ranks, and "

@@ -3,14 +3,17 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.fused import (
     Rows,
     add_gated,
+    bias_gelu,
     compiled,
     modulate,
     norm_rotate,
     plain_add_gated,
+    plain_bias_gelu,
     plain_modulate,
     plain_norm_rotate,
 )
@@ -82,9 +85,24 @@ def test_norm_rotate_equals_its_plain_twin(seed: int, dtype: torch.dtype) -> Non
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(10))
+def test_bias_gelu_equals_the_gelu_of_a_linear_that_adds_its_bias_itself(seed: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(seed)
+    n, inputs, outputs = 1 + 3 * seed, 8 + seed, 16
+    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((n, inputs), (outputs, inputs), (outputs,)))
+    apart, inside = both(
+        [x, weight, bias],
+        lambda x, w, b: bias_gelu(F.linear(x, w), b),
+        lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"),
+    )
+    compare(apart, inside, dtype)
+
+
 # torch's own compiler still imports torch.jit.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_the_compiled_twins_of_cuda_equal_the_plain_ones_for_changing_rows() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_twins_of_cuda_equal_the_plain_ones_for_changing_rows(dtype: torch.dtype) -> None:
     for seed, samples in ((1, 2), (2, 3), (5, 4)):
         torch.manual_seed(seed)
         where = rows(seed, samples)
@@ -96,8 +114,13 @@ def test_the_compiled_twins_of_cuda_equal_the_plain_ones_for_changing_rows() -> 
             (plain_modulate, [x, scale, shift], [where.owner]),
             (plain_add_gated, [x, scale, update], [where.owner]),
             (plain_norm_rotate, [x.unflatten(-1, (3, 8)), torch.randn(8)], [angle.cos(), angle.sin()]),
+            (plain_bias_gelu, [x, torch.randn(24)], []),
         ):
             compare(
-                *both(inputs, lambda *a, p=plain, r=rest: compiled(p)(*a, *r), lambda *a, p=plain, r=rest: p(*a, *r)),
-                torch.float32,
+                *both(
+                    [value.to(dtype) for value in inputs],
+                    lambda *a, p=plain, r=rest: compiled(p)(*a, *r),
+                    lambda *a, p=plain, r=rest: p(*a, *r),
+                ),
+                dtype,
             )
