@@ -8,18 +8,25 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
 
+class Part(NamedTuple):
+    """Some of a step's samples: their mean loss, and how many they are."""
+
+    loss: float
+    samples: int
+
+
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step over all ranks. Losses are exact: `loss` is the fp32 value that was trained on."""
+    """One optimizer step over all ranks. Losses are exact: fp32 losses of samples, summed in fp64."""
 
     step: int  # steps done, this one included
     loss: float  # mean over the step's samples
@@ -31,6 +38,12 @@ class StepReport:
     flops: float  # the model's, forward and backward, as counted by model/count.py
     seconds: float
     wait_s: float  # of them waiting for data, the slowest rank's
+    mfu: float | None = None  # share of the devices' peak FLOP/s; None where train.peak_tflops is not given
+    peak_memory: int = 0  # bytes, the largest of any rank so far: the allocator's on CUDA, the process's elsewhere
+    loss_by_level: dict[str, Part] = field(default_factory=dict)  # by bins of sigma, "0.0-0.1" ... "0.9-1.0"
+    loss_by_bucket: dict[str, Part] = field(default_factory=dict)  # by HEIGHTxWIDTH
+    split: dict[str, float] = field(default_factory=dict)  # seconds of rank 0 by phase, on the device where it is CUDA
+    skipped: str = ""  # why the update was not applied
 
     @property
     def images_per_s(self) -> float:
@@ -44,6 +57,11 @@ class StepReport:
     def flops_per_s(self) -> float:
         return self.flops / self.seconds
 
+    @property
+    def wait_share(self) -> float:
+        """The share of the step that the slowest rank waited for data."""
+        return self.wait_s / self.seconds
+
 
 @dataclass(frozen=True)
 class ValidationReport:
@@ -53,6 +71,7 @@ class ValidationReport:
     loss: float
     samples: int
     seconds: float
+    loss_by_level: dict[str, Part] = field(default_factory=dict)
 
 
 Report = StepReport | ValidationReport
@@ -119,7 +138,7 @@ class TensorBoard:
             "images_per_s": report.images_per_s,
             "tokens_per_s": report.tokens_per_s,
             "tflops_per_s": report.flops_per_s / 1e12,
-            "data_wait_share": report.wait_s / report.seconds,
+            "data_wait_share": report.wait_share,
         }
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, report.step)

@@ -6,6 +6,7 @@ import torch
 
 from consumer.metrics import ValidationReport
 from consumer.objective.flow import Batch, FlowObjective, Velocity
+from consumer.stats import Stats
 from parallel.mesh import Mesh
 
 
@@ -15,9 +16,9 @@ def validation_loss(
 ) -> ValidationReport:
     """The mean over held-out samples of all ranks; `batches` are this rank's, made at step "validation"."""
     start = time.perf_counter()
-    totals = torch.zeros(2, dtype=torch.float64)
+    stats = Stats(mesh, ())
     for batch in batches:
-        loss, each = objective.loss(model, batch)
-        totals += torch.tensor([loss.item(), len(each)], dtype=torch.float64)
-    loss_sum, samples = mesh.sum(totals.to(mesh.device)).tolist()
-    return ValidationReport(step, loss_sum / samples, int(samples), time.perf_counter() - start)
+        _, each = objective.loss(model, batch)
+        stats.add(batch, each, 0.0, 0.0)
+    totals = stats.read(stats.reduced().tolist())
+    return ValidationReport(step, totals.mean, totals.samples, time.perf_counter() - start, totals.loss_by_level)
