@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ class Index:
 
     def to_json(self) -> bytes:
         """The index as the bytes of index.json."""
-        return json.dumps({"version": VERSION, **asdict(self)}).encode()
+        files = {name: vars(file) for name, file in self.files.items()}
+        said = vars(self) | {"files": files, "pieces": [vars(piece) for piece in self.pieces]}
+        return json.dumps({"version": VERSION, **said}).encode()
 
     @classmethod
     def from_json(cls, raw: bytes) -> "Index":

@@ -60,7 +60,7 @@ def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: tor
     newest = latest(settings.checkpoint.path, mesh)
     weights = None if newest else settings.train.start_from
     engine, ema = build(settings, mesh, weights)
-    start = load(engine, ema, newest, mesh) if newest else 0
+    start = load(engine, ema, newest, mesh).step if newest else 0
     if mesh.rank == 0:
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
         print(f"continuing from {newest}" if newest else fresh, flush=True)
