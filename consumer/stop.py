@@ -1,24 +1,84 @@
-"""Ending on a signal: asked for by SIGINT or SIGTERM, agreed on at a step's end, forced after a grace period."""
+"""Ending on a signal: asked for by SIGINT, SIGTERM or SIGUSR1, agreed on at a step's end, forced after a grace period.
+
+    signal    code   status.json           for
+    SIGINT    130    interrupted           Ctrl-C; not to be started again
+    SIGUSR1   138    saved on request      an operator, or a scheduler that warns ahead of its time limit
+    SIGTERM   143    preempted             a scheduler that takes the machine back
+
+A signal to one rank is enough: `said()` rides in the maximum over ranks that every step takes, and the greatest code
+wins, so that being preempted is what a launcher reads if several signals came.
+"""
 
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from consumer.endings import cause_of_signal, write_status
+
+SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
 class Stop:
-    """Install once in the main thread. `code` is 0, or 128 + the signal that asked for the end."""
+    """Install once, in the main thread. `code` is 0, or 128 + the signal that asked for the end.
 
-    def __init__(self, grace_s: float) -> None:
-        self.code, self.grace_s = 0, grace_s
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+    After the first signal the loop has `grace_s` to save and end. Then the process is ended with the same code, and
+    `status.json` in `folder` says so; the loop keeps `step` at the steps done.
+    """
+
+    def __init__(self, grace_s: float, folder: Path | None = None, run: str = "") -> None:
+        self.code, self.step = 0, 0
+        self._grace_s, self._folder, self._run = grace_s, folder, run
+        self._closed = threading.Event()
+        # Python runs a handler between two bytecodes of the main thread: never while it waits for a peer that is gone.
+        # The interpreter's C handler writes the signal's number here at once, and a thread acts on it.
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before: dict[int, Any] = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="stop", daemon=True)
+        self._thread.start()
+
+    def said(self) -> int:
+        """This rank's code, for the step's maximum over ranks."""
+        return self.code
+
+    def heard(self, worst: int) -> int:
+        """Take that maximum, on every rank: the code to end with after this step, or 0. Grace runs from here too."""
+        if worst and not self.code:
+            os.write(self._write, bytes([worst - 128]))
+        self.code = worst or self.code
+        return worst
+
+    def close(self) -> None:
+        """Give the signals back and force no end any more. A run does without: its own end may hang as well."""
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._closed.set()
+        os.close(self._write)
+        self._thread.join(1)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.code:
-            return  # a second signal changes nothing
-        self.code = 128 + number
-        # A rank that waits for a peer that is gone never reaches the end of its step.
-        timer = threading.Timer(self.grace_s, os._exit, (self.code,))
-        timer.daemon = True
-        timer.start()
+        self.code = self.code or 128 + number  # a second signal changes nothing
+
+    def _listen(self) -> None:
+        asked: list[int] = []
+        while not asked:
+            said = os.read(self._read, 64)
+            if not said:
+                break
+            asked = [number for number in said if number in SIGNALS]
+        if asked:
+            self.code = self.code or 128 + asked[0]
+            if not self._closed.wait(self._grace_s):
+                self._force()
+        os.close(self._read)
+
+    def _force(self) -> None:
+        said = f"the step did not end within {self._grace_s:g} s of the signal; ended without a save"
+        if self._folder is not None:
+            write_status(self._folder, cause_of_signal(self.code - 128), step=self.step, message=said, run=self._run)
+        os._exit(self.code)
