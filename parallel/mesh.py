@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import HashStore
 
 from parallel import cpu_stand_in
 from parallel.megatron import parallel_state
+from parallel.store import torchrun_store
 
 
 class MeshError(ValueError):
@@ -88,11 +89,12 @@ class Mesh:
         device, timeout = _device(), timedelta(seconds=config.timeout_s)
         if alone or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == world:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        store = HashStore() if alone else torchrun_store(rank, world, timeout)
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",
-            store=HashStore() if alone else None,
-            rank=rank if alone else -1,
-            world_size=world if alone else -1,
+            store=store,
+            rank=rank if store else -1,
+            world_size=world if store else -1,
             timeout=timeout,
             device_id=None if device.type == "cpu" else device,
         )
