@@ -1,4 +1,4 @@
-"""Saving while training goes on: a snapshot in host memory, a thread that writes it, one rename when all have written.
+"""Saving while training goes on: a thread copies and writes, one rename publishes when all ranks have written.
 
 Ranks agree through one number each in the step's max all-reduce, so none ever waits for a disk: `said` before it,
 `heard` after it. A save that fails on any rank is given up by all; training goes on and it is tried again until it
@@ -60,7 +60,7 @@ class SaveReport:
     step: int
     published: bool
     why: str  # it was not published
-    stall_s: float  # of training, for the snapshot
+    stall_s: float  # for which training waited
     seconds: float  # from its start to its end
     nbytes: int  # of this rank
 
@@ -81,14 +81,17 @@ class _Stage(enum.Enum):
     IDLE = enum.auto()
     WRITING = enum.auto()
     PUBLISHING = enum.auto()
-    GIVING_UP = enum.auto()
+    STOPPING = enum.auto()  # it failed somewhere: until no rank writes any more
+    CLEARING = enum.auto()
 
 
 class Saver:
     """Saves checkpoints on every rank; all ranks call the same methods in the same order.
 
-    One save is in flight at most. One that falls due meanwhile is taken at the first step after it (`due`); a `save`
-    that is called all the same waits for it. `beat` is called while anything is waited for.
+    What is saved is copied beside the next step's forward and backward: call `taken` before anything changes the
+    weights, the moments or the average. One save is in flight at most. One that falls due meanwhile is taken at the
+    first step after it (`due`); a `save` that is called all the same waits for it. `beat` is called while anything is
+    waited for.
     """
 
     def __init__(
@@ -101,10 +104,11 @@ class Saver:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self._engine, self._mesh, self._resolved, self._beat = config, engine, mesh, resolved, beat
-        self._snapshot = Snapshot(engine, ema, mesh)
+        self._snapshot, self._shapes = Snapshot(engine, ema, mesh), engine.shapes
         self._writer = _Writer()
         self._stage, self._step, self._aside = _Stage.IDLE, 0, config.path
-        self._called_off = threading.Event()
+        self._called_off, self._taken = threading.Event(), threading.Event()
+        self._taken.set()
         self._stage_began = self._began = self._retry_at = time.monotonic()
         self._failing_since: float | None = None
         self._why = ""
@@ -123,7 +127,7 @@ class Saver:
         return self._owed if self._failing_since is None else self._try_again
 
     def save(self, step: int, extra: dict[str, Any], wait: bool = False) -> SaveReport | None:
-        """Save as of now, after `step` steps; with `wait` return when it is published, else when the snapshot is taken.
+        """Save as of now, after `step` steps. With `wait` return when it is published, else at once.
 
         `extra` is kept as JSON, rank 0's. With `wait` it is tried until it succeeds; raises CheckpointError, on every
         rank, after `give_up_s` of failing.
@@ -143,6 +147,13 @@ class Saver:
             self._begin(step, kept)
         return None
 
+    def taken(self) -> None:
+        """Wait until what the last `save` saves is copied; weights, moments and average may change then."""
+        began = time.monotonic()
+        while not self._taken.wait(_POLL_S) and time.monotonic() - began < self.config.write_s:
+            self._beat()
+        self._stall_s += time.monotonic() - began
+
     def said(self) -> int:
         """This rank's part of the step's max all-reduce."""
         now, busy = time.monotonic(), self._writer.busy
@@ -153,7 +164,7 @@ class Saver:
             return Said.BUSY if busy else Said.NOTHING
         if busy:
             return Said.HOPELESS if late else Said.BUSY
-        if self._mesh.rank or self._failing_since is None or self._stage is not _Stage.IDLE:
+        if self._stage is not _Stage.IDLE or self._mesh.rank or self._failing_since is None:
             return Said.NOTHING
         if now - self._failing_since >= self.config.give_up_s:
             return Said.HOPELESS
@@ -177,10 +188,13 @@ class Saver:
         if self._stage is _Stage.WRITING:
             self._enter(_Stage.PUBLISHING, self._publish)
             return None
-        if self._stage is _Stage.GIVING_UP:
-            self._enter(_Stage.IDLE, self._clear)
+        if self._stage is _Stage.STOPPING:
+            self._enter(_Stage.CLEARING, self._clear)
             return None
+        cleared = self._stage is _Stage.CLEARING
         self._enter(_Stage.IDLE)
+        if cleared:
+            return None
         if self._failing_since is not None and self._mesh.rank == 0:
             log.warning("checkpoint of step %d written: saving works again", self._step)
         self._failing_since, self._try_again = None, False
@@ -214,16 +228,25 @@ class Saver:
 
     def _begin(self, step: int, extra: dict[str, Any]) -> None:
         self._began = time.monotonic()
-        self._snapshot.take()
-        self._stall_s = time.monotonic() - self._began
+        self._snapshot.mark()
         self._owed = self._try_again = False
         self._step, self._attempts = step, self._attempts + 1
         self._aside = shelf.aside(self.config.path, step, f"{self._start}-{self._attempts}")
-        self._head = Index(step, self._engine.updates, self._resolved, extra, {}, self._engine.shapes, ())
-        self._called_off = threading.Event()
-        folder, called_off = self._aside, self._called_off
+        self._head = Index(step, self._engine.updates, self._resolved, extra, {}, self._shapes, ())
+        self._called_off, self._taken = threading.Event(), threading.Event()
+        folder, called_off, taken, updates = self._aside, self._called_off, self._taken, self._engine.updates
+
+        def write() -> None:
+            try:
+                self._snapshot.take()
+                assert self._engine.updates == updates, "weights changed while they were copied: call taken() before"
+            finally:
+                taken.set()
+            self._snapshot.write(folder, called_off)
+
         self._enter(_Stage.WRITING)
-        self._writer.do(lambda: self._snapshot.write(folder, called_off))
+        self._writer.do(write)
+        self._stall_s = time.monotonic() - self._began
 
     def _enter(self, stage: _Stage, job: Callable[[], None] | None = None) -> None:
         """Go to the next stage, in which rank 0's thread does `job`."""
@@ -249,7 +272,7 @@ class Saver:
         now = time.monotonic()
         self._failing_since = now if self._failing_since is None else self._failing_since
         self._retry_at, self._owed = now + self.config.retry_s, False
-        self._enter(_Stage.GIVING_UP)
+        self._enter(_Stage.STOPPING)
         if self._mesh.rank == 0:
             left = max(0.0, self.config.give_up_s - (now - self._failing_since))
             log.warning(

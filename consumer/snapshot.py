@@ -36,7 +36,8 @@ class Snapshot:
     """
 
     def __init__(self, engine: Engine, ema: Ema | None, mesh: Mesh) -> None:
-        self._engine, self._ema, self._cuda = engine, ema, mesh.device.type == "cuda"
+        self._engine, self._ema = engine, ema
+        cuda = mesh.device.type == "cuda"
         self._file = rank_file(mesh.rank)
         self._pieces: list[Piece] = []
         header, end = {}, 0
@@ -50,21 +51,30 @@ class Snapshot:
         self._header = _header(header)
         self._buffer = torch.empty(end // 4)
         self._buffer.fill_(0)  # the pages are there before the first save
-        self._pinned = self._cuda and _pin(self._buffer)
+        self._pinned = cuda and _pin(self._buffer)
+        self._stream = torch.cuda.Stream(mesh.device) if cuda else None
+        self._live: list[Tensor] = []
 
     @property
     def nbytes(self) -> int:
         """Size of this rank's file."""
         return len(self._header) + self._buffer.nbytes
 
+    def mark(self) -> None:
+        """What is live now is what `take` copies: nothing may change it before that returns."""
+        self._live = [tensor for _, live in self._owned() for tensor in live.values()]
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
     @torch.no_grad()
     def take(self) -> None:
-        """Copy what is live now; training may go on when this returns."""
-        sources = [tensor for _, live in self._owned() for tensor in live.values()]
-        copies = list(self._buffer.split([tensor.numel() for tensor in sources]))
-        torch._foreach_copy_(copies, sources, non_blocking=self._pinned)
-        if self._pinned:
-            torch.cuda.current_stream().synchronize()
+        """Copy what was marked, beside the work of other threads."""
+        copies = list(self._buffer.split([tensor.numel() for tensor in self._live]))
+        with torch.cuda.stream(self._stream):
+            # One call, which does not hold the interpreter.
+            torch._foreach_copy_(copies, self._live, non_blocking=self._pinned)
+        if self._stream:
+            self._stream.synchronize()
 
     def write(self, folder: Path, called_off: threading.Event) -> None:
         """This rank's file in `folder`, on disk, and beside it what the index will say of it.
