@@ -32,6 +32,16 @@ class Ema:
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, weight)
 
+    def swap(self, engine: Engine) -> None:
+        """Exchange the average and the main weights of this rank's shards; a second time undoes it to the bit."""
+        with torch.no_grad():
+            for shard in engine.shards():
+                if "exp_avg" in shard.tensors:  # the others have never moved
+                    weight, average = shard.tensors["param"], self.of(shard)
+                    kept = weight.clone()
+                    weight.copy_(average)
+                    average.copy_(kept)
+
     def of(self, shard: Shard) -> Tensor:
         """The live average of what `shard` holds, flat."""
         return self._averages[shard.name, shard.start]

@@ -1,4 +1,4 @@
-"""What a training step reports, and where it goes: a JSONL file, TensorBoard, and whoever else listens.
+"""What a training step reports, and the JSONL file of reports; more listeners are in sink/.
 
 Only rank 0 writes. A resumed run drops the lines of steps that it trains again, so the file is one unbroken series.
 """
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-
-from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +72,20 @@ class ValidationReport:
     loss_by_level: dict[str, Part] = field(default_factory=dict)
 
 
-Report = StepReport | ValidationReport
+@dataclass(frozen=True)
+class PicturesReport:
+    """A sheet of pictures drawn with the averaged weights after `step` steps."""
+
+    step: int
+    path: str  # of a PNG
+    captions: tuple[str, ...]
+    seconds: float
+
+
+Report = StepReport | ValidationReport | PicturesReport
+
+# How each kind of report is called in the files.
+_KINDS = {StepReport: "step", ValidationReport: "validation", PicturesReport: "pictures"}
 
 
 class Sink(Protocol):
@@ -88,7 +99,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line; `kind` is "step" or "validation"."""
+    """One JSON object a line; `kind` is "step", "validation" or "pictures"."""
 
     def __init__(self, path: Path, resumed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +110,9 @@ class JsonLines:
         self.file = path.open("a")
 
     def __call__(self, report: Report) -> None:
-        kind = "step" if isinstance(report, StepReport) else "validation"
-        self.file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **asdict(report)}) + "\n")
+        self.file.write(
+            json.dumps({"kind": _KINDS[type(report)], "time": round(time.time(), 3), **asdict(report)}) + "\n"
+        )
         self.file.flush()
 
     def close(self) -> None:
@@ -124,27 +136,15 @@ class TensorBoard:
     """Scalars under train/ and validation/; a resumed run hides what it trains again."""
 
     def __init__(self, path: Path, resumed: int) -> None:
-        self.writer = SummaryWriter(str(path), purge_step=resumed + 1 if resumed else None)
+        from consumer.sink.tensorboard import TensorBoard as Board
+
+        self.board = Board(path, resumed)
 
     def __call__(self, report: Report) -> None:
-        if isinstance(report, ValidationReport):
-            self.writer.add_scalar("validation/loss", report.loss, report.step)
-            self.writer.flush()
-            return
-        scalars = {
-            "loss": report.loss,
-            "rate": report.rate,
-            "gradient_norm": report.gradient_norm,
-            "images_per_s": report.images_per_s,
-            "tokens_per_s": report.tokens_per_s,
-            "tflops_per_s": report.flops_per_s / 1e12,
-            "data_wait_share": report.wait_share,
-        }
-        for name, value in scalars.items():
-            self.writer.add_scalar(f"train/{name}", value, report.step)
+        self.board(report)
 
     def close(self) -> None:
-        self.writer.close()
+        self.board.close()
 
 
 def tell(sinks: Sequence[Sink], report: Report) -> None:

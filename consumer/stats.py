@@ -1,8 +1,8 @@
 """What a step did, summed over the data-parallel ranks, without waiting for the device.
 
 While a step runs, numbers stay where they are: tensors on the device, counts on the host. `reduced` sends the counts
-to the device and sums everything in one all-reduce; nothing here reads a device tensor back. The
-loop does, once a step, together with all else that it must know, and hands the numbers to `read`.
+to the device and sums everything in one all-reduce; nothing here reads a device tensor back. The loop does, once a
+step, together with all else that it must know, and hands the numbers to `read`.
 """
 
 import resource

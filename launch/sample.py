@@ -6,7 +6,6 @@ Without --checkpoint the newest one is taken; without --out the grid goes to gri
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from consumer.evaluate.grid import compose, find_font, save
 from launch.config import ConfigError
-from launch.grid import compose, find_font
 from launch.sample_config import SampleConfig
 from launch.settings import command_line, guarded
 from launch.trained import load_model, open_checkpoint
@@ -100,11 +99,7 @@ def picture(vae: ImageVae, latent: Tensor) -> np.ndarray:
 def write(pictures: Sequence[np.ndarray], captions: Sequence[str], config: SampleConfig, path: Path) -> None:
     """The grid at `path`: a column a size, or four where there is one size only."""
     columns = len(config.sizes) if len(config.sizes) > 1 else min(4, len(pictures))
-    sheet = compose(pictures, captions, columns, find_font(config.font))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    sheet.save(aside, "PNG")
-    os.replace(aside, path)
+    save(compose(pictures, captions, columns, find_font(config.font)), path)
     print(f"grid: {path}", flush=True)
 
 

@@ -175,6 +175,14 @@ class Engine:
     def loaded(self, updates: int) -> None:
         """After the shards were overwritten: bring the model's parameters up to them. `updates` is Adam's step."""
         self._set_updates(updates)
+        self.gather_parameters()
+
+    @torch.no_grad()
+    def gather_parameters(self) -> None:
+        """Make the model's parameters what the main ones are, on every rank at once, between steps.
+
+        Until the next update no forward gathers any more: ranks may then run forwards that others do not.
+        """
         with stand_in():
             self._optimizer._copy_main_params_to_model_params()
             self._ddp.start_param_sync(force_sync=True)

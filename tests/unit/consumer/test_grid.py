@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from launch.grid import compose, find_font, wrap
+from consumer.evaluate.grid import compose, find_font, wrap
 
 
 @pytest.mark.parametrize(

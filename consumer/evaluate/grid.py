@@ -1,6 +1,7 @@
 """Pictures side by side with their captions under them."""
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def compose(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: in
         for n, line in enumerate(text):
             canvas.text((left, top + height + _GAP // 2 + n * _LEADING), line, fill="black", font=font)
     return sheet
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Write `sheet` as the PNG at `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    sheet.save(aside, "PNG")
+    os.replace(aside, path)
 
 
 def wrap(text: str, width: int, font: Font) -> list[str]:

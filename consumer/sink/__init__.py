@@ -1,0 +1,1 @@
+"""Where reports go besides the JSONL file: TensorBoard, Prometheus, Weights & Biases."""
