@@ -30,14 +30,17 @@ class Feed:
     ) -> None:
         self.source, self.objective, self.device, self.dtype, self.last = source, objective, device, dtype, last
         self.error: ValueError | OSError | None = None  # why there is no next step
+        self.waited = 0.0  # seconds for the data of the step made last; on CUDA the device may have been busy meanwhile
         self._ready: tuple[int, list[Fed]] | None = None
 
     def ahead(self, step: int) -> None:
         """Make the batches of `step`; after the last step, nothing. An error is kept in `error`."""
+        self.waited = 0.0
         if step >= self.last or self.error is not None:
             return
         try:
             self._ready = step, [self.fed(unit, step) for unit in self.source.step(step)]
+            self.waited = sum(fed.waited for fed in self._ready[1])
         except (ValueError, OSError) as error:
             self.error = error
 

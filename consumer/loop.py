@@ -1,6 +1,8 @@
 """The training loop: for each step its units, their losses, one optimizer step; checkpoints, validation and the end.
 
-It knows no objective, source or model by name: a new method is another source and another objective.
+It knows no objective, source or model by name: a new method is another source and another objective. Every decision is
+taken from numbers that are the same on all ranks. They are read from the device once a step, where the optimizer must
+know the gradient's norm; whatever is reported rides along.
 """
 
 import time
@@ -8,22 +10,28 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
-from consumer.checkpoint import CheckpointConfig, save
 from consumer.ema import Ema
+from consumer.endings import Cause, cause_of_signal, classify
+from consumer.evaluate.pictures import Pictures
 from consumer.evaluate.validation import validation_loss
+from consumer.feed import Fed, Feed
+from consumer.guard import Guard, Verdict, record_bad
 from consumer.metrics import Sink, StepReport, tell
-from consumer.objective.flow import Batch, FlowObjective
+from consumer.objective.flow import FlowObjective
+from consumer.phases import Phases
+from consumer.saver import Saver, SaveReport
 from consumer.schedule import ScheduleConfig, rate
-from consumer.source.group import GroupSource
+from consumer.stats import Stats, Totals, peak_memory
 from consumer.stop import Stop
+from model.count import utilisation
 from parallel.engine import Engine
 from parallel.mesh import Mesh
-from producer.api.unit import UnitId
 
 
 class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -35,81 +43,231 @@ class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     grace_s: float = Field(default=8.0, gt=0)  # from a signal to the forced end
 
 
+class GoBack(NamedTuple):
+    """Training returns to the newest checkpoint; the guard then skips the steps that led here."""
+
+    reason: str
+
+
+class Ended(NamedTuple):
+    """Why training is over, and what there is to say of it."""
+
+    cause: Cause
+    message: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """The live parts of a run on this rank."""
 
     config: TrainConfig
     schedule: ScheduleConfig
-    checkpoint: CheckpointConfig
-    resolved: dict[str, Any]  # the resolved settings, kept in every checkpoint
     flops: Callable[[int, int], float]  # of training on one sample with so many image and text tokens
     mesh: Mesh
     engine: Engine
     ema: Ema
-    source: GroupSource
+    feed: Feed
     objective: FlowObjective
-    sinks: Sequence[Sink]  # empty but on rank 0
+    stats: Stats
+    phases: tuple[Phases, Phases]  # of steps in turn: on CUDA a step's last phase ends after its numbers are read
+    guard: Guard
+    saver: Saver
+    pictures: Pictures
+    beat: Callable[[str], None]  # tells the watchdog which phase begins
     stop: Stop
-    dtype: torch.dtype
+    sinks: Sequence[Sink]  # empty but on rank 0
 
 
-def train(run: Training, start: int) -> int:
-    """Train from `start` steps done to the configured number; 0, or the code of the signal that ended it."""
-    held_out = [_batch(run, unit, "validation")[0] for unit in run.source.validation()]
+class Told(NamedTuple):
+    """What every rank knows of a step once its gradients are finished."""
+
+    totals: Totals
+    norm: float  # of the mean gradient, before clipping
+    waited: float  # seconds for data, the slowest rank's
+    code: int  # of the signal that asks for the end, or 0
+    saving: int  # what the checkpoint's writers say
+    starved: bool  # some rank has no data for the next step
+    memory: int  # bytes, the largest peak
+
+
+def train(run: Training, start: int) -> Ended | GoBack:
+    """Train from `start` steps done to the configured number, or until something ends it; alike on all ranks.
+
+    GoBack: the guard wants the newest checkpoint again.
+    """
+    run.stop.step = start
+    run.beat("data")
+    run.feed.ahead(start)
+    if not run.mesh.every(run.feed.error is None):
+        return _starved(run)
+    held_out = run.feed.validation()
     if start == 0:
         _validate(run, held_out, 0)
     for step in range(start, run.config.steps):
-        stopping = _step(run, step)
-        done = step + 1
-        every = run.config.validate_every
-        if done == run.config.steps or (every and done % every == 0):
-            _validate(run, held_out, done)
-        if done == run.config.steps or done % run.checkpoint.every == 0 or stopping:
-            save(run.checkpoint, run.engine, run.ema, done, run.resolved, {}, run.mesh)
-            run.source.ack(step)
-        if stopping:
-            return stopping
-    return 0
+        ended = _step(run, step)
+        if isinstance(ended, GoBack):
+            run.saver.settle()
+            return ended
+        done = run.stop.step = step + 1
+        last = ended is not None or done == run.config.steps
+        _evaluate(run, held_out, done)
+        if run.saver.due(done) or last:
+            run.beat("save")
+            _acknowledge(run, run.saver.save(done, {"guard": run.guard.state()}, wait=last))
+        if ended:
+            return ended
+    return Ended(Cause.DONE)
 
 
-def _step(run: Training, step: int) -> int:
-    """One optimizer step; the code of the signal that asks for the end, or 0, the same on all ranks."""
+def _step(run: Training, step: int) -> Ended | GoBack | None:
+    """One optimizer step; why it was the last one, if something ended it."""
     start = time.perf_counter()
-    units = run.source.step(step)
-    totals, waited = torch.zeros(4, dtype=torch.float64), 0.0  # loss, samples, tokens, flops
-    run.engine.zero_grad()
-    for index, unit in enumerate(units):
-        batch, wait = _batch(run, unit, step)
-        waited += wait
-        with nullcontext() if index == len(units) - 1 else run.engine.no_sync():
-            loss, each = run.objective.loss(run.engine.module, batch)
-            loss.backward()
-        flops = sum(run.flops(*lengths) for lengths in zip(*batch.lengths, strict=True))
-        totals += torch.tensor([loss.item(), len(each), batch.tokens, flops], dtype=torch.float64)
-    loss_sum, samples, tokens, flops = run.mesh.sum(totals.to(run.mesh.device)).tolist()
-    samples = max(samples, 1)  # a step whose units were all empty has nothing to divide
-    run.engine.finish(samples)
+    phases, before = run.phases[step % 2], run.phases[(step + 1) % 2]
+    phases.start()
+    fed = run.feed.take(step)
+    losses = _backward(run, fed, phases)
+    told = _finish(run, step, phases)
+    verdict = run.guard.judge(step, told.totals.mean, told.norm)
+    phases.enter("optimizer")
     learning_rate = run.engine.config.lr * rate(run.schedule, step)
-    norm, applied = run.engine.step(learning_rate)
-    if applied:
+    if verdict.action == "apply":
+        run.saver.taken()  # the checkpoint in flight was copied until here
+        run.engine.apply(learning_rate, told.norm, max(told.totals.samples, 1))
         run.ema.update(run.engine, step)
-    worst = run.mesh.max(torch.tensor([waited, float(run.stop.code)], dtype=torch.float64, device=run.mesh.device))
-    waited, code = worst.tolist()
-    seconds = time.perf_counter() - start
+    else:
+        _record(run, step, verdict, fed, losses)
+    phases.end()
+    run.beat("report")
+    _acknowledge(run, run.saver.heard(told.saving))
+    _tell(run, step, told, verdict, learning_rate, time.perf_counter() - start, before.seconds())
+    return _end(run, told, verdict)
+
+
+def _backward(run: Training, fed: Sequence[Fed], phases: Phases) -> list[Tensor]:
+    """Forward and backward of each unit, gradients adding up; the losses [b] of each one's samples."""
+    run.stats.start()
+    run.engine.zero_grad()
+    losses = []
+    for index, unit in enumerate(fed):
+        run.beat("forward")
+        phases.enter("forward")
+        # Gradients are reduced with the last unit's backward.
+        with nullcontext() if index == len(fed) - 1 else run.engine.no_sync():
+            loss, each = run.objective.loss(run.engine.module, unit.batch)
+            run.beat("backward")
+            phases.enter("backward")
+            loss.backward()
+        flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
+        run.stats.add(unit.batch, each, flops, unit.waited)
+        losses.append(each)
+    return losses
+
+
+def _finish(run: Training, step: int, phases: Phases) -> Told:
+    """Reduce gradients and numbers; while the device is at it make the next step's batches; then wait for it, once."""
+    run.beat("reduce")
+    phases.enter("communication")
+    run.engine.finish()
+    norm, sums = run.engine.norm(), run.stats.reduced()
+    run.beat("data")
+    phases.enter("data")
+    run.feed.ahead(step + 1)
+    run.beat("numbers")
+    phases.enter("communication")
+    starved = run.feed.error is not None
+    mine = [run.feed.waited, run.stop.said(), run.saver.said(), starved, peak_memory(run.mesh.device)]
+    worst = run.mesh.max(run.mesh.sent([float(number) for number in mine]))
+    numbers = torch.cat([run.mesh.alike(sums), norm.double()[None], worst]).tolist()
+    totals = run.stats.read(numbers)
+    norm_sum, slowest, code, saving, any_starved, memory = numbers[run.stats.width :]
+    return Told(
+        totals,
+        norm_sum / max(totals.samples, 1),
+        slowest,
+        run.stop.heard(int(code)),
+        int(saving),
+        bool(any_starved),
+        int(memory),
+    )
+
+
+def _end(run: Training, told: Told, verdict: Verdict) -> Ended | GoBack | None:
+    """Why training ends after this step; the step itself is complete."""
+    if verdict.action == "roll back":
+        return GoBack(verdict.reason)
+    if verdict.action == "stop":
+        assert verdict.cause is not None
+        return Ended(verdict.cause, verdict.reason)
+    if told.code:
+        return Ended(cause_of_signal(told.code - 128))
+    return _starved(run) if told.starved else None
+
+
+def _starved(run: Training) -> Ended:
+    """This rank's own trouble where it has one; the others leave it to that rank to say."""
+    error = run.feed.error
+    if error is None:
+        return Ended(Cause.PEER, "another rank has no data; its log says why")
+    return Ended(classify(error), f"{type(error).__name__}: {error}")
+
+
+def _evaluate(run: Training, held_out: list[Fed], done: int) -> None:
+    every = run.config.validate_every
+    if done == run.config.steps or (every and done % every == 0):
+        _validate(run, held_out, done)
+    if run.pictures.due(done):
+        run.beat("pictures")
+        report = run.pictures.draw(done)
+        if report:
+            tell(run.sinks, report)
+
+
+def _validate(run: Training, held_out: list[Fed], done: int) -> None:
+    if not run.feed.source.welcome.validation_units:
+        return  # the recipe holds nothing out
+    run.beat("validation")
+    batches = [fed.batch for fed in held_out]
+    tell(run.sinks, validation_loss(run.engine.module, run.objective, batches, run.mesh, done))
+
+
+def _acknowledge(run: Training, report: SaveReport | None) -> None:
+    """Producers may forget what is in a published checkpoint."""
+    if report and report.published:
+        run.feed.source.ack(report.step - 1)
+
+
+def _record(run: Training, step: int, verdict: Verdict, fed: Sequence[Fed], losses: Sequence[Tensor]) -> None:
+    """Write out the samples of a step that was not applied, each rank its own."""
+    units, keys = [unit.unit for unit in fed], [unit.batch.keys for unit in fed]
+    record_bad(run.config.metrics, run.mesh.rank, step, verdict.reason, units, keys, [each.tolist() for each in losses])
+
+
+def _tell(
+    run: Training,
+    step: int,
+    told: Told,
+    verdict: Verdict,
+    learning_rate: float,
+    seconds: float,
+    split: dict[str, float],
+) -> None:
+    totals, peak = told.totals, run.config.peak_tflops * 1e12 * run.mesh.world
     report = StepReport(
-        step + 1, loss_sum / samples, learning_rate, norm, applied, int(samples), int(tokens), flops, seconds, waited
+        step=step + 1,
+        loss=totals.mean,
+        rate=learning_rate,
+        gradient_norm=told.norm,
+        applied=verdict.action == "apply",
+        samples=totals.samples,
+        tokens=totals.tokens,
+        flops=totals.flops,
+        seconds=seconds,
+        wait_s=told.waited,
+        mfu=utilisation(totals.flops, seconds, peak) if peak else None,
+        peak_memory=told.memory,
+        loss_by_level=totals.loss_by_level,
+        loss_by_bucket=totals.loss_by_bucket,
+        split=split,
+        skipped="" if verdict.action == "apply" else verdict.reason,
     )
     tell(run.sinks, report)
-    return int(code)
-
-
-def _batch(run: Training, unit: UnitId, step: int | str) -> tuple[Batch, float]:
-    samples, waited = run.source.unit(unit)
-    return run.objective.batch(samples, step, run.mesh.device, run.dtype), waited
-
-
-def _validate(run: Training, batches: list[Batch], step: int) -> None:
-    if not run.source.welcome.validation_units:
-        return  # the recipe holds nothing out
-    tell(run.sinks, validation_loss(run.engine.module, run.objective, batches, run.mesh, step))

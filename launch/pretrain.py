@@ -3,28 +3,41 @@
     torchrun --nproc-per-node 2 launch/pretrain.py launch/configs/smoke.toml [key.path=value ...] [--show]
 
 Producers (launch/produce.py) must be running. A run that finds checkpoints of its own continues from the newest.
-Ctrl-C or SIGTERM saves a checkpoint at the end of the step.
+Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint at the end of the step. However it ends, run.dir/status.json says why and
+whether to start the same command again (consumer/endings.py lists the causes and codes).
 """
 
 import json
 import os
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from consumer.checkpoint import latest, load
+from consumer import shelf
+from consumer.checkpoint import CheckpointError, latest, load
 from consumer.ema import Ema
-from consumer.loop import Training, train
-from consumer.metrics import JsonLines, Sink, TensorBoard
+from consumer.endings import Cause, classify, write_status
+from consumer.evaluate.pictures import Pictures
+from consumer.feed import Feed
+from consumer.guard import Guard
+from consumer.loop import Ended, GoBack, Training, train
+from consumer.metrics import JsonLines, Sink
 from consumer.objective.flow import FlowObjective, text_of
+from consumer.phases import Phases
 from consumer.released import load_released
+from consumer.saver import Saver
+from consumer.sink.tensorboard import TensorBoard
 from consumer.source.flight import FlightSource
 from consumer.source.group import GroupSource
+from consumer.stats import Stats
 from consumer.stop import Stop
 from launch.config import ConfigError
 from launch.console import TrainingView
 from launch.encoder_facts import latent_statistics
+from launch.farewell import leave
 from launch.settings import Settings, command_line, guarded
 from model.count import training_flops
 from model.init import fill
@@ -42,65 +55,134 @@ from producer.api.unit import UnitId
 def main() -> int:
     tune()
     settings, _ = command_line(__doc__)
+    folder, run = settings.run.dir, settings.run.dir.name
+    stop = Stop(settings.train.grace_s, folder, run)
+    try:
+        ended = job(settings, stop)
+    except BaseException as error:
+        write_status(folder, classify(error), step=stop.step, message=f"{type(error).__name__}: {error}", run=run)
+        raise
+    write_status(folder, ended.cause, step=stop.step, message=ended.message, run=run)
+    if ended.message:
+        print(f"{ended.cause}: {ended.message}", file=sys.stderr, flush=True)
+    return leave(ended.cause)
+
+
+def job(settings: Settings, stop: Stop) -> Ended:
+    """Join the other ranks, build the model, and train until something ends it for good."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=world)
     check_provider(settings.mesh)
     deal(settings.recipe.units, world // settings.mesh.tp, 0)
-    mean, std = latent_statistics(settings.encoder.root, settings.model)
-    stop = Stop(settings.train.grace_s)
+    latent_statistics(settings.encoder.root, settings.model)
     mesh = Mesh.start(settings.mesh)
     try:
-        return run(settings, mesh, stop, mean, std)
+        if mesh.rank == 0:
+            write_status(settings.run.dir, Cause.RUNNING, step=0, run=settings.run.dir.name)
+        newest = find(settings, mesh)
+        engine, ema = build(settings, mesh, None if newest else settings.train.start_from)
+        guard = Guard(settings.guard)
+        ended = attempt(settings, mesh, stop, engine, ema, guard, newest)
+        while isinstance(ended, GoBack):
+            newest = find(settings, mesh)
+            if newest is None:
+                return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
+            if mesh.rank == 0:
+                print(f"going back to {newest}: {ended.reason}", flush=True)
+            ended = attempt(settings, mesh, stop, engine, ema, guard, newest, back=True)
+        return ended
     finally:
         mesh.close()
 
 
-def run(settings: Settings, mesh: Mesh, stop: Stop, mean: torch.Tensor, std: torch.Tensor) -> int:
-    """Build every part on this rank, resume, train."""
+def find(settings: Settings, mesh: Mesh) -> Path | None:
+    """The newest whole checkpoint, None where there is none at all. CheckpointError if those there are damaged."""
     newest = latest(settings.checkpoint.path, mesh)
-    weights = None if newest else settings.train.start_from
-    engine, ema = build(settings, mesh, weights)
-    start = load(engine, ema, newest, mesh).step if newest else 0
-    if mesh.rank == 0:
+    if newest is None and not mesh.every(not shelf.steps(settings.checkpoint.path)):
+        raise CheckpointError(
+            f"{settings.checkpoint.path}: none of the checkpoints in it is whole (the log names what is damaged); "
+            "restore one, or start anew with another checkpoint.path"
+        )
+    return newest
+
+
+def attempt(
+    settings: Settings,
+    mesh: Mesh,
+    stop: Stop,
+    engine: Engine,
+    ema: Ema,
+    guard: Guard,
+    newest: Path | None,
+    *,
+    back: bool = False,
+) -> Ended | GoBack:
+    """Go on from the checkpoint `newest`, or from the weights in place, until training ends or wants to go back."""
+    start = 0
+    if newest:
+        loaded = load(engine, ema, newest, mesh)
+        start = loaded.step
+        (guard.went_back if back else guard.load)(loaded.extra.get("guard", {}))
+    if mesh.rank == 0 and not back:
+        weights = settings.train.start_from
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
         print(f"continuing from {newest}" if newest else fresh, flush=True)
+    with ExitStack() as parts:
+        training = assemble(settings, mesh, stop, engine, ema, guard, start, parts)
+        return train(training, start)
+
+
+def assemble(
+    settings: Settings,
+    mesh: Mesh,
+    stop: Stop,
+    engine: Engine,
+    ema: Ema,
+    guard: Guard,
+    start: int,
+    parts: ExitStack,
+) -> Training:
+    """Meet the producers and put the run together; `parts` closes what must be closed."""
     pull, welcome = meet(settings, mesh, start)
+    if pull:
+        parts.callback(pull.close)
     source = GroupSource(pull, welcome, mesh)
     sinks = listen(settings, mesh.world, start) if mesh.rank == 0 else []
-    try:
-        empty, _ = source.unit(UnitId("empty", 0, 0))
-        objective = FlowObjective(
-            settings.flow,
-            seed=settings.run.seed,
-            mean=mean,
-            std=std,
-            empty=text_of(empty[0]),
-            axes=settings.model.axes_dims_rope,
-            buckets=frozenset(
-                (b.height, b.width) for r in settings.recipe.resolutions for b in settings.recipe.buckets(r)
-            ),
-        )
-        training = Training(
-            config=settings.train,
-            schedule=settings.schedule,
-            checkpoint=settings.checkpoint,
-            resolved=json.loads(settings.model_dump_json()),
-            flops=lambda image, text: float(training_flops(settings.model, image, text)),
-            mesh=mesh,
-            engine=engine,
-            ema=ema,
-            source=source,
-            objective=objective,
-            sinks=sinks,
-            stop=stop,
-            dtype=settings.optim.dtype,
-        )
-        return train(training, start)
-    finally:
-        for sink in sinks:
-            sink.close()
-        if pull:
-            pull.close()
+    for sink in sinks:
+        parts.callback(sink.close)
+    mean, std = latent_statistics(settings.encoder.root, settings.model)
+    buckets = frozenset((b.height, b.width) for r in settings.recipe.resolutions for b in settings.recipe.buckets(r))
+    empty, _ = source.unit(UnitId("empty", 0, 0))
+    objective = FlowObjective(
+        settings.flow,
+        seed=settings.run.seed,
+        mean=mean,
+        std=std,
+        empty=text_of(empty[0]),
+        axes=settings.model.axes_dims_rope,
+        buckets=buckets,
+    )
+    saver = Saver(settings.checkpoint, engine, ema, mesh, json.loads(settings.model_dump_json()))
+    parts.callback(saver.close)
+    vae, sheets = settings.encoder.root / "vae", settings.train.metrics / "pictures"
+    return Training(
+        config=settings.train,
+        schedule=settings.schedule,
+        flops=lambda image, text: float(training_flops(settings.model, image, text)),
+        mesh=mesh,
+        engine=engine,
+        ema=ema,
+        feed=Feed(source, objective, mesh.device, settings.optim.dtype, settings.train.steps),
+        objective=objective,
+        stats=Stats(mesh, buckets),
+        phases=(Phases(mesh.device), Phases(mesh.device)),
+        guard=guard,
+        saver=saver,
+        pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets),
+        beat=lambda phase: None,
+        stop=stop,
+        sinks=sinks,
+    )
 
 
 def build(settings: Settings, mesh: Mesh, weights: Path | None) -> tuple[Engine, Ema]:

@@ -2,22 +2,23 @@
 
 import argparse
 import logging
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, Field, model_validator
 
 from consumer.checkpoint import CheckpointConfig
 from consumer.ema import EmaConfig
+from consumer.endings import ENDINGS, Cause, classify
+from consumer.evaluate.pictures import PicturesConfig
+from consumer.guard import GuardConfig
 from consumer.loop import TrainConfig
+from consumer.preflight.exchange import PreflightConfig
 from consumer.schedule import ScheduleConfig
 from consumer.source.flight import PullConfig
-from launch.config import ConfigError, load, show
+from launch.config import load, show
+from launch.farewell import leave, say
 from launch.sample_config import SampleConfig
 from model.flow import FlowConfig
 from model.mmdit import MMDiTConfig
@@ -30,12 +31,6 @@ from producer.fleet_config import FleetConfig
 from producer.operator.stage import OperatorsConfig
 from producer.recipe import RecipeConfig
 from producer.source.reader import SourceConfig
-
-# Exit codes: 2 for what a person set or supplied, 128 + n for signal n.
-WRONG = 2
-
-# Seconds that other ranks leave the first one to say what is wrong.
-_FIRST_S = 3.0
 
 
 class RunConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -63,6 +58,9 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     train: TrainConfig
     checkpoint: CheckpointConfig
     ema: EmaConfig
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    pictures: PicturesConfig = Field(default_factory=PicturesConfig)
+    preflight: PreflightConfig = Field(default_factory=PreflightConfig)
     sample: SampleConfig
 
     @model_validator(mode="after")
@@ -104,17 +102,17 @@ def command_line(doc: str | None, options: Options | None = None) -> tuple[Setti
 
 
 def guarded(main: Callable[[], int | None]) -> None:
-    """Run a command: a wrong setting or input ends it with one message and code 2, Ctrl-C with 130, no traceback."""
+    """Run a command: a wrong setting or input ends it with one message and its code, Ctrl-C with 130, no traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = main() or 0
     except (ValueError, OSError) as error:
         if not _foreseen(error):
             raise
-        _last_word(error)
-        code = WRONG
+        say(error)
+        code = leave(classify(error), at_once=True)
     except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        code = ENDINGS[Cause.INTERRUPTED].code
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -123,18 +121,3 @@ def guarded(main: Callable[[], int | None]) -> None:
 def _foreseen(error: Exception) -> bool:
     """True for errors of our own naming and missing files; a bare ValueError is a bug and keeps its traceback."""
     return isinstance(error, OSError) or type(error) is not ValueError
-
-
-def _last_word(error: Exception) -> None:
-    """Print what is wrong, once. Under torchrun end all of it here: it would bury the message in its own traceback."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(_FIRST_S)  # what is wrong everywhere is said by the first rank, which ends this one too
-    said = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-    print(said, file=sys.stderr, flush=True)
-    parent = psutil.Process().parent()
-    if "TORCHELASTIC_RUN_ID" in os.environ and parent and any("torch" in part for part in parent.cmdline()):
-        parent.suspend()  # or it starts anew what ends here
-        for process in parent.children():
-            if process.pid != os.getpid():
-                process.kill()
-        parent.kill()
