@@ -46,14 +46,20 @@ def load_released(folder: Path, model: MMDiT, mesh: Mesh, dtype: torch.dtype) ->
     Beside the model at most one weight's slice is held, so the peak is little more than the rank's share. Everything
     that files say of themselves is checked before memory is taken. Raises ReleasedError, on all ranks alike.
     """
-    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
-    _check_config(folder / "config.json", model.config)
+    folder = check_released(folder, model.config)
     stored = _stored(folder)
     _check_weights(folder, stored, {name: whole_shape(held, mesh) for name, held in model.named_parameters()})
     allocate(model, mesh.device, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _read(stored[name].file, name, place(parameter, mesh), parameter)
+
+
+def check_released(folder: Path, config: MMDiTConfig) -> Path:
+    """The folder of the weights themselves at or in `folder`; ReleasedError if it is not of a model of `config`."""
+    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    _check_config(folder / "config.json", config)
+    return folder
 
 
 def _check_config(path: Path, config: MMDiTConfig) -> None:

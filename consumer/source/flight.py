@@ -5,13 +5,14 @@ else. Every call has a deadline, and a watchdog cancels a transfer that began an
 """
 
 import atexit
+import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -88,9 +89,16 @@ class Producers:
     def ask(self, kind: str, message: object, answer: type[T]) -> T:
         """One question to the coordinator. Raises UnreachableError, RegistryError: worth another try; others not."""
         wait_s = _POLL_S if kind == "locate" else 0.0
+        return self._reached(lambda to: to.ask(kind, message, answer, min(self.config.call_s, wait_s + 3.0)))
+
+    def status(self) -> dict[str, Any]:
+        """What the coordinator says of itself; errors as in `ask`. No training's place is taken by asking."""
+        return dict(json.loads(self._reached(lambda to: to.ask_raw("status", b"{}", self.config.call_s))))
+
+    def _reached(self, call: Callable[[Channel], T]) -> T:
         channel = self._connect()
         try:
-            return channel.ask(kind, message, answer, min(self.config.call_s, wait_s + 3.0))
+            return call(channel)
         except UnreachableError:
             with self._lock:
                 if self._coordinator is channel:
@@ -118,6 +126,22 @@ class Producers:
             log.warning("%s not delivered by %s: %s", unit, found.address, error)
             self._report(unit, found.address)
             return None, str(error)
+
+    def answered(self, question: Callable[["Producers"], T]) -> T:
+        """The answer to `question`, asked until somebody answers; SourceError after `start_s`."""
+        deadline = time.monotonic() + self.config.start_s
+        while True:
+            try:
+                return question(self)
+            except (UnreachableError, RegistryError) as error:
+                if time.monotonic() + _PAUSE_S > deadline or self.closed:
+                    raise SourceError(
+                        f"no producers at {self.where} for {self.config.start_s:g} s ({error}); "
+                        f"start them with: python launch/produce.py CONFIG"
+                    ) from None
+                time.sleep(_PAUSE_S)
+            except (RefusedError, ProtocolError) as error:
+                raise SourceError(f"{self.where}: {error}") from None
 
     def cancel(self, older_than_s: float) -> None:
         """End the transfers that began longer ago."""
@@ -199,6 +223,15 @@ class Producers:
             log.warning("loss of %s not reported: %s", unit, error)
 
 
+def status(config: PullConfig) -> dict[str, Any]:
+    """What the producers' coordinator says of itself; SourceError after `config.start_s`."""
+    producers = Producers(config, trainer="", incarnation=0)
+    try:
+        return producers.answered(Producers.status)
+    finally:
+        producers.close()
+
+
 class FlightSource:
     """What one model-parallel group pulls through: `hello`, then `follow` once, then `next_unit` in that order."""
 
@@ -217,22 +250,10 @@ class FlightSource:
 
     def hello(self, step: int) -> Welcome:
         """Say that training starts at `step`; what the producers' plan is. SourceError after `start_s`."""
-        deadline = time.monotonic() + self.config.start_s
+        self._producers.step = step
         message = Hello(self._producers.trainer, self._producers.incarnation, step)
-        while True:
-            try:
-                self._producers.step = step
-                self._producers.welcome = self._producers.ask("hello", message, Welcome)
-                return self._producers.welcome
-            except (UnreachableError, RegistryError) as error:
-                if time.monotonic() + _PAUSE_S > deadline or self._closed:
-                    raise SourceError(
-                        f"no producers at {self._producers.where} for {self.config.start_s:g} s ({error}); "
-                        f"start them with: python launch/produce.py CONFIG"
-                    ) from None
-                time.sleep(_PAUSE_S)
-            except (RefusedError, ProtocolError) as error:
-                raise SourceError(f"{self._producers.where}: {error}") from None
+        self._producers.welcome = self._producers.answered(lambda to: to.ask("hello", message, Welcome))
+        return self._producers.welcome
 
     def follow(self, schedule: Callable[[int], Sequence[UnitId]], start: int, stop: int) -> None:
         """Pull the units that `schedule` names for the steps from `start` to before `stop`, ahead of need."""
