@@ -3,6 +3,7 @@
 Names follow diffusers' QwenImageTransformerBlock, so that released checkpoints load as they are.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from model.fused import Rows, add_gated, bias_gelu, modulate
 from model.layout import Layout
 from model.norm import HeadNorm
 from model.provider import Provider
+from model.recompute import KEEP, Parts, again
+
+# Makes the tokens that a group of columns reads.
+Entered = Callable[[], tuple[Tensor, ...]]
 
 
 class Adaln(NamedTuple):
@@ -48,9 +53,9 @@ def pad(x: Tensor, rows: int) -> Tensor:
 class Attention(nn.Module):
     """Joint attention of both streams; text projections are the `add_` ones."""
 
-    def __init__(self, width: int, head_dim: int, provider: Provider, attend: Attend) -> None:
+    def __init__(self, width: int, head_dim: int, provider: Provider, attend: Attend, *, last: bool) -> None:
         super().__init__()
-        self.head_dim, self.attend = head_dim, attend
+        self.head_dim, self.attend, self.last = head_dim, attend, last
 
         def column() -> nn.Module:
             return provider.column(width, width)
@@ -59,33 +64,49 @@ class Attention(nn.Module):
             return provider.head_norm(HeadNorm(head_dim))
 
         # In the order of use, in which overlapped gathers fill them.
-        self.to_q, self.norm_q, self.to_k, self.norm_k, self.to_v = column(), norm(), column(), norm(), column()
-        self.add_q_proj, self.norm_added_q = column(), norm()
-        self.add_k_proj, self.norm_added_k, self.add_v_proj = column(), norm(), column()
+        self.to_q, self.to_k, self.to_v = column(), column(), column()
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = column(), column(), column()
+        self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k = norm(), norm(), norm(), norm()
         self.to_out = nn.ModuleList([provider.row(width, width)])
         self.to_add_out = provider.row(width, width)
 
-    def forward(self, image: Tensor, text: Tensor, layout: Layout, *, last: bool) -> tuple[Tensor, Tensor | None]:
-        """Entered tokens of both streams to their updates, this rank's; the last block's text has none."""
+    def forward(self, entered: Entered, layout: Layout, redo: Parts) -> tuple[Tensor, Tensor | None]:
+        """From the entered tokens of both streams to their updates, this rank's; the last block's text has none."""
+        if "attention" in redo:
+            return again(True, lambda: self._core(self._project(*entered()), layout), self._out)
+        projected = again("norm" in redo, entered, self._project)
+        return again("core" in redo, lambda: self._core(projected, layout), self._out)
+
+    def _project(self, image: Tensor, text: Tensor) -> tuple[Heads, Heads]:
+        image_heads = Heads(self.to_q(image), self.to_k(image), self.to_v(image))
+        text_q = None if self.last else self.add_q_proj(text)
+        return image_heads, Heads(text_q, self.add_k_proj(text), self.add_v_proj(text))
+
+    def _core(self, projected: tuple[Heads, Heads], layout: Layout) -> tuple[Tensor, Tensor | None]:
+        """Both streams' answers, with the tail rows that the projections had."""
+        (image_q, image_k, image_v), (text_q, text_k, text_v) = projected
         i, t = sum(layout.image_lengths), sum(layout.text_lengths)
         image_turn, text_turn = (layout.image_cos, layout.image_sin), (layout.text_cos, layout.text_sin)
+        assert image_q is not None
         image_heads = Heads(
-            self.norm_q(self._heads(self.to_q, image, i), *image_turn),
-            self.norm_k(self._heads(self.to_k, image, i), *image_turn),
-            self._heads(self.to_v, image, i),
+            self.norm_q(self._heads(image_q, i), *image_turn),
+            self.norm_k(self._heads(image_k, i), *image_turn),
+            self._heads(image_v, i),
         )
         text_heads = Heads(
-            None if last else self.norm_added_q(self._heads(self.add_q_proj, text, t), *text_turn),
-            self.norm_added_k(self._heads(self.add_k_proj, text, t), *text_turn),
-            self._heads(self.add_v_proj, text, t),
+            None if text_q is None else self.norm_added_q(self._heads(text_q, t), *text_turn),
+            self.norm_added_k(self._heads(text_k, t), *text_turn),
+            self._heads(text_v, t),
         )
         text_out, image_out = self.attend(text_heads, image_heads, layout)
-        update = self.to_out[0](pad(image_out, image.shape[0]))
-        return update, None if last else self.to_add_out(pad(text_out, text.shape[0]))
+        return pad(image_out, image_k.shape[0]), None if text_q is None else pad(text_out, text_k.shape[0])
 
-    def _heads(self, layer: nn.Module, x: Tensor, rows: int) -> Tensor:
+    def _heads(self, x: Tensor, rows: int) -> Tensor:
         # Heads are counted from the tensor: a rank that holds a share of the columns sees that share of the heads.
-        return layer(x)[:rows].unflatten(-1, (-1, self.head_dim))
+        return x[:rows].unflatten(-1, (-1, self.head_dim))
+
+    def _out(self, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.to_out[0](image), None if text is None else self.to_add_out(text)
 
 
 class GELU(nn.Module):
@@ -96,7 +117,10 @@ class GELU(nn.Module):
         self.proj = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        product, bias = self.proj(x)
+        return self.activate(*self.proj(x))
+
+    def activate(self, product: Tensor, bias: Tensor | None) -> Tensor:
+        """The GELU of what `proj` gives."""
         return F.gelu(product, approximate="tanh") if bias is None else bias_gelu(product, bias)
 
 
@@ -106,41 +130,66 @@ class MLP(nn.Module):
     def __init__(self, width: int, provider: Provider) -> None:
         super().__init__()
         up, down = GELU(provider.column_and_bias(width, 4 * width)), provider.row(4 * width, width)
-        self.net = nn.ModuleList([up, nn.Identity(), down])
+        self.net, self._steps = nn.ModuleList([up, nn.Identity(), down]), (up, down)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+    def forward(self, entered: Entered, redo: Parts) -> Tensor:
+        """From the entered tokens of a stream to its update, this rank's."""
+        up, down = self._steps
+        if "mlp" in redo:
+            return again(True, lambda: (up(*entered()),), down)
+        product, bias = again("norm" in redo, entered, up.proj)
+        return again("gelu" in redo, lambda: (up.activate(product, bias),), down)
 
 
 class Block(nn.Module):
     """One double-stream block. `img_mod.1` and `txt_mod.1` are run by the MMDiT ahead of the blocks, not here."""
 
-    def __init__(self, width: int, head_dim: int, provider: Provider, attend: Attend, *, last: bool) -> None:
+    def __init__(
+        self, width: int, head_dim: int, provider: Provider, attend: Attend, redo: Parts = KEEP, *, last: bool
+    ) -> None:
         super().__init__()
         self.img_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
         self.txt_mod = nn.Sequential(nn.SiLU(), provider.modulation(width, 6 * width))
-        self.attn = Attention(width, head_dim, provider, attend)
+        self.attn = Attention(width, head_dim, provider, attend, last=last)
         self.img_mlp, self.txt_mlp = MLP(width, provider), MLP(width, provider)
-        self.enter, self.last = provider.enter, last
+        self.enter, self.redo = provider.enter, redo
 
     def forward(
         self, image: Tensor, text: Tensor, mods: tuple[Adaln, Adaln], owners: Owners, layout: Layout
     ) -> tuple[Tensor, Tensor]:
         """This rank's tokens of both streams through the block."""
-        mod_i, mod_t = mods
-        image_in = self.enter(modulate(image, mod_i.scale_attn, mod_i.shift_attn, owners.image))
-        text_in = self.enter(modulate(text, mod_t.scale_attn, mod_t.shift_attn, owners.text))
-        image_update, text_update = self.attn(image_in, text_in, layout, last=self.last)
-        image = add_gated(image, mod_i.gate_attn, image_update, owners.image)
-        image = self._mlp(self.img_mlp, image, mod_i, owners.image)
-        if text_update is None:
-            return image, text
-        text = add_gated(text, mod_t.gate_attn, text_update, owners.text)
-        return image, self._mlp(self.txt_mlp, text, mod_t, owners.text)
+        redo = self.redo if self.training else KEEP
+        inside = KEEP if "block" in redo else redo
+        return again("block" in redo, lambda: self._through(image, text, mods, owners, layout, inside), _both)
 
-    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, rows: Rows) -> Tensor:
-        update = mlp(self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, rows)))
-        return add_gated(x, mod.gate_mlp, update, rows)
+    def _through(
+        self, image: Tensor, text: Tensor, mods: tuple[Adaln, Adaln], owners: Owners, layout: Layout, redo: Parts
+    ) -> tuple[Tensor, Tensor]:
+        mod_i, mod_t = mods
+
+        def entered() -> tuple[Tensor, Tensor]:
+            return (
+                self.enter(modulate(image, mod_i.scale_attn, mod_i.shift_attn, owners.image)),
+                self.enter(modulate(text, mod_t.scale_attn, mod_t.shift_attn, owners.text)),
+            )
+
+        image_update, text_update = self.attn(entered, layout, redo)
+        image_out = add_gated(image, mod_i.gate_attn, image_update, owners.image)
+        image_out = self._mlp(self.img_mlp, image_out, mod_i, owners.image, redo)
+        if text_update is None:
+            return image_out, text
+        text_out = add_gated(text, mod_t.gate_attn, text_update, owners.text)
+        return image_out, self._mlp(self.txt_mlp, text_out, mod_t, owners.text, redo)
+
+    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, rows: Rows, redo: Parts) -> Tensor:
+        def entered() -> tuple[Tensor]:
+            return (self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, rows)),)
+
+        return add_gated(x, mod.gate_mlp, mlp(entered, redo), rows)
+
+
+def _both(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    return image, text
 
 
 def adaln(whole: Tensor) -> Adaln:

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from model.mmdit import MMDiTConfig
+    from model.recompute import RecomputeConfig
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -56,6 +57,22 @@ def forward_flops(sizes: "MMDiTConfig", image: Count, text: Count) -> Count:
 def training_flops(sizes: "MMDiTConfig", image: Count, text: Count) -> Count:
     """FLOPs of one sample's forward and backward: the backward has two products for each of the forward's."""
     return 3 * forward_flops(sizes, image, text)
+
+
+def executed_flops(sizes: "MMDiTConfig", recompute: "RecomputeConfig", image: Count, text: Count) -> Count:
+    """What the hardware does for `training_flops`: with the products that `recompute` computes a second time."""
+    width, again = sizes.width, 0 * image
+    for block, parts in enumerate(recompute.of(sizes.num_layers)):
+        last = block == sizes.num_layers - 1
+        if "block" in parts:
+            image_linears, text_linears = 12, 2 if last else 12
+        else:
+            attention, mlp = 3 * ("attention" in parts), 4 * ("mlp" in parts)  # of q, k, v, and of the MLP's first
+            image_linears, text_linears = attention + mlp, attention * 2 // 3 if last else attention + mlp
+        again = again + (image_linears * image + text_linears * text) * width**2
+        if parts & {"core", "attention", "block"}:
+            again = again + 2 * width * (image if last else image + text) * (image + text)
+    return training_flops(sizes, image, text) + 2 * again
 
 
 def per_token_and_pair(sizes: "MMDiTConfig") -> tuple[int, int]:

@@ -24,6 +24,7 @@ from model.fused import modulate
 from model.layout import Layout, LayoutError
 from model.norm import TokenNorm
 from model.provider import Plain, Provider
+from model.recompute import RecomputeConfig
 
 # Settings of how the model runs; all others are of the weights, as in the released config.json.
 _RUN = frozenset({"attention", "blocks_per_gather"})
@@ -102,10 +103,12 @@ class OutputNorm(nn.Module):
 class MMDiT(nn.Module):
     """The transformer: noisy latent tokens, prompt tokens and sigma to velocity.
 
-    Never-trained weights of the last block have requires_grad False.
+    Never-trained weights of the last block have requires_grad False. `recompute` is for training with gradients.
     """
 
-    def __init__(self, config: MMDiTConfig, provider: Provider | None = None) -> None:
+    def __init__(
+        self, config: MMDiTConfig, provider: Provider | None = None, recompute: RecomputeConfig | None = None
+    ) -> None:
         super().__init__()
         self.config, self.provider = config, provider or Plain()
         width, layers = config.width, self.provider
@@ -116,8 +119,8 @@ class MMDiT(nn.Module):
         packed = layers.packed_attention(config.num_attention_heads, config.attention_head_dim)
         attend = backend(config.attention, packed)
         self.blocks = [
-            Block(width, config.attention_head_dim, layers, attend, last=n == config.num_layers - 1)
-            for n in range(config.num_layers)
+            Block(width, config.attention_head_dim, layers, attend, redo, last=n == config.num_layers - 1)
+            for n, redo in enumerate((recompute or RecomputeConfig()).of(config.num_layers))
         ]
         self.transformer_blocks = nn.ModuleList(self.blocks)
         self.norm_out = OutputNorm(layers.modulation(width, 2 * width))

@@ -1,5 +1,7 @@
 """Counts by formula equal what the networks hold and do."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,17 @@ from diffusers import QwenImageTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.count import forward_flops, parameters, per_token_and_pair, training_flops, utilisation
+from model.count import (
+    executed_flops,
+    forward_flops,
+    parameters,
+    per_token_and_pair,
+    training_flops,
+    utilisation,
+)
 from model.layout import Layout
 from model.mmdit import MMDiT, MMDiTConfig
+from model.recompute import RecomputeConfig
 
 TINY = MMDiTConfig(
     num_layers=3, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=24, axes_dims_rope=(4, 6, 6)
@@ -82,6 +92,36 @@ def test_the_backward_has_two_products_for_each_of_the_forward() -> None:
     unneeded = 2 * (image * 64 * width + 256 * width)
     # Norms take their sums of squares as tiny matrix products, which are not of the model's.
     assert found == pytest.approx(training_flops(TINY, image, text) - unneeded, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        RecomputeConfig(parts=parts, every=every)
+        for parts in (
+            ("norm", "gelu"),
+            ("core",),
+            ("attention",),
+            ("mlp",),
+            ("core", "mlp"),
+            ("attention", "mlp"),
+            ("block",),
+        )
+        for every in (1, 2)
+    ],
+    ids=str,
+)
+def test_recompute_executes_what_is_counted_for_it(recompute: RecomputeConfig) -> None:
+    image, text = 24, 7
+    layout = Layout.build([[(0, 4, 6)]], [text], TINY.axes_dims_rope)
+    inputs = torch.randn(image, 64), torch.randn(text, 24), torch.rand(1), layout
+
+    def step(network: MMDiT) -> None:
+        network(*inputs).sum().backward()
+
+    kept, redone = (counted(partial(step, MMDiT(TINY, None, said))) for said in (RecomputeConfig(), recompute))
+    assert redone - kept == executed_flops(TINY, recompute, image, text) - training_flops(TINY, image, text)
+    assert executed_flops(TINY, RecomputeConfig(), image, text) == training_flops(TINY, image, text)
 
 
 @pytest.mark.parametrize(
