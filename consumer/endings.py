@@ -141,7 +141,8 @@ class Status:
     message: str
     time: float  # seconds since the epoch
     run: str  # id of the run, "" if it has none
-    start: str  # which start of it
+    start: str  # which start of it ...
+    born: float  # ... and when the process that ended began
     sure: bool  # False: a rank that only noticed that another is gone
 
 
@@ -173,14 +174,15 @@ def write_status(
         time=time.time(),
         run=run,
         start=start.id,
+        born=start.born,
         sure=cause is not Cause.PEER if sure is None else sure,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
             old = read_status(folder)
-            if old and _same(old, start) and not _gives_way(old, status):
-                return False
+            if old and not (_gives_way(old, status) if _same(old, start) else start.born >= old.born):
+                return False  # it stands, or a later start has begun
             _replace(folder / STATUS, json.dumps(asdict(status), indent=1))
     except OSError as error:
         log.error("%s: not written: %s; it would say %s", folder / STATUS, error, json.dumps(asdict(status)))

@@ -33,6 +33,7 @@ _FROZEN_S = 1.0  # most that one poll adds to an age: a machine that was suspend
 _ANSWER_S = 2.0  # for the stacks
 _SETTLED_S = 0.1  # without another byte: a rank has written all of them
 _KILLED_S = 5.0  # for a killed process to be gone
+_ABANDONED_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -271,13 +272,21 @@ def _until(fine: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
+def _sweep(mine: Path) -> None:
+    """Remove folders of starts that were killed before their watcher ran: ranks that live have met long ago."""
+    for other in mine.parent.glob(mine.name.rpartition("-")[0] + "-*"):
+        try:
+            if time.time() - other.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(other, ignore_errors=True)
+        except OSError:
+            continue
+
+
 def main() -> None:
     """Watch until nobody is left."""
-    # The ranks decide what a signal to the job means; this ends with them.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, STACKS):
-        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     orders = Orders.parse(sys.argv[1])
+    _sweep(orders.folder)
     watch, last = Watch(orders), time.monotonic()
     watch.look(0.0)
     while not watch.over and watch.ranks:

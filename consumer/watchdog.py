@@ -24,7 +24,10 @@ from consumer.endings import Start
 from consumer.watch_process import STACKS, Beat, Orders, process
 
 # Phases that may take as long as a start.
-SLOW = frozenset({"start", "load", "compile", "save", "validate", "sample", "end"})
+SLOW = frozenset({"start", "preflight", "load", "compile", "save", "validation", "pictures", "end"})
+
+# The ranks decide what a signal to the job means; their watcher ends with them.
+_RANKS_OWN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, STACKS)
 
 _SHARED = Path("/dev/shm")
 _CLOSE_S = 1.0
@@ -38,7 +41,7 @@ class WatchdogConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How long a rank may take from one beat to the next."""
 
     hang_s: float = Field(default=450.0, ge=0)  # in a step: over pull.wait_s, below mesh.timeout_s; 0: no watchdog
-    start_s: float = Field(default=1800.0, gt=0)  # before and in the first step, saving, validating, sampling
+    start_s: float = Field(default=1800.0, gt=0)  # until a step is done, and in the phases of SLOW
     grace_s: float = Field(default=5.0, ge=0)  # from SIGTERM to SIGKILL for ranks that hang
 
 
@@ -50,7 +53,7 @@ class Watchdog:
 
     def __init__(self, config: WatchdogConfig, out: Path, run: str = "") -> None:
         self.config, self._count, self._step, self._order = config, 0, -1, 0
-        self._first: int | None = None  # steps done when the first step began, which compiles and warms up
+        self._stepped = False  # the first step compiles, and fills what is cached
         self._page: mmap.mmap | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         if not config.hang_s:
@@ -72,6 +75,7 @@ class Watchdog:
         """This rank is alive and enters `phase`; `step` is the number of steps done and holds until another is said."""
         if self._page is not None:
             if step is not None and step != self._step:
+                self._stepped = self._stepped or 0 <= self._step == step - 1
                 self._step, self._order = step, 0
             self._page[: Beat.SIZE] = self._beat(phase).pack()
 
@@ -92,10 +96,7 @@ class Watchdog:
                 self._watcher.returncode = 0  # other ranks are still watched; it ends with them
 
     def _beat(self, phase: str) -> Beat:
-        if self._first is None and self._step >= 0:
-            self._first = self._step
-        slow = phase in SLOW or self._step in (-1, self._first)
-        limit = self.config.start_s if slow else self.config.hang_s
+        limit = self.config.hang_s if self._stepped and phase not in SLOW else self.config.start_s
         self._count, self._order = self._count + 1, self._order + 1
         now = time.monotonic()
         return Beat(self._count, self._pid, self._born, self._step, self._order, now, limit, False, phase)
@@ -130,9 +131,13 @@ def _page(folder: Path, rank: int, beat: Beat) -> mmap.mmap:
 def _watch(orders: Orders) -> "subprocess.Popen[bytes]":
     """Start the watcher in a session of its own: no terminal and no killed process group takes it along."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))))
-    return subprocess.Popen(
-        [sys.executable, "-m", "consumer.watch_process", orders.dump()],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _RANKS_OWN)  # which it inherits
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "consumer.watch_process", orders.dump()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -86,6 +86,12 @@ def test_a_later_start_replaces_whatever_an_earlier_one_wrote(tmp_path: Path) ->
     assert cause_in(tmp_path) is Cause.PEER
 
 
+def test_a_late_word_of_an_earlier_start_changes_nothing(tmp_path: Path) -> None:
+    assert write_status(tmp_path, Cause.RUNNING, step=0, start=Start("job/1", 1060.0))
+    assert not write_status(tmp_path, Cause.PEER, step=5, start=FIRST, sure=True)
+    assert cause_in(tmp_path) is Cause.RUNNING
+
+
 def test_a_process_of_its_own_is_a_start_of_its_own(tmp_path: Path) -> None:
     code = "import sys, pathlib; from consumer.endings import Cause, write_status;"
     code += "sys.exit(not write_status(pathlib.Path(sys.argv[1]), Cause(sys.argv[2]), step=0))"

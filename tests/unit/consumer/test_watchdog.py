@@ -39,7 +39,8 @@ for step in range(20):
     watchdog.beat("forward")
     time.sleep(0.005)
 if rank != int(sys.argv[2]):
-    watchdog.beat("reduce", 20)
+    for phase in ("data", "forward", "reduce"):
+        watchdog.beat(phase, 20)
     waits_for_ever()
 watchdog.beat("data", 20)
 """
@@ -233,12 +234,8 @@ def test_a_healthy_job_ends_by_itself_and_leaves_nothing(jobs: list[Job], tmp_pa
 
 
 def test_signals_to_the_whole_job_do_not_end_the_watcher(jobs: list[Job], tmp_path: Path) -> None:
-    before = beats()
     job = launched(jobs, RANK.replace("if rank !=", "if True or rank !="), tmp_path, 1, 30.0)
     (watcher,) = job.watchers()
-    deadline = time.monotonic() + 20
-    while beats() - before and time.monotonic() < deadline:  # gone once it watches both ranks
-        time.sleep(0.02)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         watcher.send_signal(number)
     time.sleep(2 * POLL_S)
@@ -340,7 +337,7 @@ def test_the_first_step_and_slow_phases_have_the_longer_limit(tmp_path: Path, mo
     before = signal.getsignal(signal.SIGUSR2)
     dog = Watchdog(WatchdogConfig(hang_s=20, start_s=60), tmp_path)
     try:
-        for phase, step in [("load", None), ("data", 7), ("forward", None), ("data", 8), ("save", None), ("data", 9)]:
+        for phase, step in [("load", 0), ("data", 7), ("forward", 7), ("data", 8), ("save", 8), ("data", 5)]:
             dog.beat(phase, step)
     finally:
         dog.close()
