@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consumer.endings import Cause
 from consumer.preflight.exchange import Check, examine
 from consumer.preflight.judge import Finding, Wanted
 from consumer.released import check_released
@@ -40,6 +41,8 @@ _WIDTH = 160  # of the table where output is no terminal
 
 class PreflightError(ConfigError):
     """Something that training needs is missing or wrong; a line for each."""
+
+    cause = Cause.SETTING
 
 
 def main() -> int:
