@@ -49,11 +49,11 @@ def test_a_launcher_reads_what_the_table_says(tmp_path: Path, cause: Cause) -> N
 
 
 @pytest.mark.parametrize("first", [*FAULTS, Cause.DONE, *sorted(SIGNALLED)])
-@pytest.mark.parametrize("second", list(Cause))
-def test_the_first_real_cause_stands(tmp_path: Path, first: Cause, second: Cause) -> None:
+def test_the_first_real_cause_stands(tmp_path: Path, first: Cause) -> None:
     assert write_status(tmp_path, first, step=1, start=FIRST)
-    assert not write_status(tmp_path, second, step=2, start=FIRST)
-    assert cause_in(tmp_path) is first
+    for second in Cause:
+        assert not write_status(tmp_path, second, step=2, start=FIRST)
+        assert cause_in(tmp_path) is first
 
 
 @pytest.mark.parametrize("real", FAULTS)
