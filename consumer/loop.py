@@ -29,6 +29,7 @@ from consumer.saver import Saver, SaveReport
 from consumer.schedule import ScheduleConfig, rate
 from consumer.stats import Stats, Totals, peak_memory
 from consumer.stop import Stop
+from consumer.watchdog import Watchdog
 from model.count import utilisation
 from parallel.engine import Engine
 from parallel.mesh import Mesh
@@ -73,7 +74,7 @@ class Training:
     guard: Guard
     saver: Saver
     pictures: Pictures
-    beat: Callable[[str], None]  # tells the watchdog which phase begins
+    watchdog: Watchdog
     stop: Stop
     sinks: Sequence[Sink]  # empty but on rank 0
 
@@ -96,7 +97,7 @@ def train(run: Training, start: int) -> Ended | GoBack:
     GoBack: the guard wants the newest checkpoint again.
     """
     run.stop.step = start
-    run.beat("data")
+    run.watchdog.beat("load", start)
     run.feed.ahead(start)
     if not run.mesh.every(run.feed.error is None):
         return _starved(run)
@@ -109,10 +110,11 @@ def train(run: Training, start: int) -> Ended | GoBack:
             run.saver.settle()
             return ended
         done = run.stop.step = step + 1
+        run.watchdog.beat("report", done)
         last = ended is not None or done == run.config.steps
         _evaluate(run, held_out, done)
         if run.saver.due(done) or last:
-            run.beat("save")
+            run.watchdog.beat("save")
             _acknowledge(run, run.saver.save(done, {"guard": run.guard.state()}, wait=last))
         if ended:
             return ended
@@ -128,6 +130,7 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
     losses = _backward(run, fed, phases)
     told = _finish(run, step, phases)
     verdict = run.guard.judge(step, told.totals.mean, told.norm)
+    run.watchdog.beat("optimizer")
     phases.enter("optimizer")
     learning_rate = run.engine.config.lr * rate(run.schedule, step)
     if verdict.action == "apply":
@@ -137,7 +140,6 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
     else:
         _record(run, step, verdict, fed, losses)
     phases.end()
-    run.beat("report")
     _acknowledge(run, run.saver.heard(told.saving))
     _tell(run, step, told, verdict, learning_rate, time.perf_counter() - start, before.seconds())
     return _end(run, told, verdict)
@@ -149,12 +151,12 @@ def _backward(run: Training, fed: Sequence[Fed], phases: Phases) -> list[Tensor]
     run.engine.zero_grad()
     losses = []
     for index, unit in enumerate(fed):
-        run.beat("forward")
+        run.watchdog.beat("forward")
         phases.enter("forward")
         # Gradients are reduced with the last unit's backward.
         with nullcontext() if index == len(fed) - 1 else run.engine.no_sync():
             loss, each = run.objective.loss(run.engine.module, unit.batch)
-            run.beat("backward")
+            run.watchdog.beat("backward")
             phases.enter("backward")
             loss.backward()
         flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
@@ -165,14 +167,14 @@ def _backward(run: Training, fed: Sequence[Fed], phases: Phases) -> list[Tensor]
 
 def _finish(run: Training, step: int, phases: Phases) -> Told:
     """Reduce gradients and numbers; while the device is at it make the next step's batches; then wait for it, once."""
-    run.beat("reduce")
+    run.watchdog.beat("reduce")
     phases.enter("communication")
     run.engine.finish()
     norm, sums = run.engine.norm(), run.stats.reduced()
-    run.beat("data")
+    run.watchdog.beat("data")
     phases.enter("data")
     run.feed.ahead(step + 1)
-    run.beat("numbers")
+    run.watchdog.beat("numbers")
     phases.enter("communication")
     starved = run.feed.error is not None
     mine = [run.feed.waited, run.stop.said(), run.saver.said(), starved, peak_memory(run.mesh.device)]
@@ -216,7 +218,7 @@ def _evaluate(run: Training, held_out: list[Fed], done: int) -> None:
     if done == run.config.steps or (every and done % every == 0):
         _validate(run, held_out, done)
     if run.pictures.due(done):
-        run.beat("pictures")
+        run.watchdog.beat("pictures")
         report = run.pictures.draw(done)
         if report:
             tell(run.sinks, report)
@@ -225,7 +227,7 @@ def _evaluate(run: Training, held_out: list[Fed], done: int) -> None:
 def _validate(run: Training, held_out: list[Fed], done: int) -> None:
     if not run.feed.source.welcome.validation_units:
         return  # the recipe holds nothing out
-    run.beat("validation")
+    run.watchdog.beat("validation")
     batches = [fed.batch for fed in held_out]
     tell(run.sinks, validation_loss(run.engine.module, run.objective, batches, run.mesh, done))
 

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from consumer.source.flight import FlightSource
 from consumer.source.group import GroupSource
 from consumer.stats import Stats
 from consumer.stop import Stop
+from consumer.watchdog import Watchdog
 from launch.config import ConfigError
 from launch.console import TrainingView
 from launch.encoder_facts import latent_statistics
@@ -56,20 +58,23 @@ def main() -> int:
     tune()
     settings, _ = command_line(__doc__)
     folder, run = settings.run.dir, settings.run.dir.name
-    stop = Stop(settings.train.grace_s, folder, run)
+    stop, watchdog = Stop(settings.train.grace_s, folder, run), Watchdog(settings.watchdog, folder, run)
     try:
-        ended = job(settings, stop)
+        ended = job(settings, stop, watchdog)
     except BaseException as error:
         write_status(folder, classify(error), step=stop.step, message=f"{type(error).__name__}: {error}", run=run)
         raise
+    finally:
+        watchdog.close()
     write_status(folder, ended.cause, step=stop.step, message=ended.message, run=run)
     if ended.message:
         print(f"{ended.cause}: {ended.message}", file=sys.stderr, flush=True)
     return leave(ended.cause)
 
 
-def job(settings: Settings, stop: Stop) -> Ended:
+def job(settings: Settings, stop: Stop, watchdog: Watchdog) -> Ended:
     """Join the other ranks, build the model, and train until something ends it for good."""
+    watchdog.beat("start")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=world)
     check_provider(settings.mesh)
@@ -82,14 +87,14 @@ def job(settings: Settings, stop: Stop) -> Ended:
         newest = find(settings, mesh)
         engine, ema = build(settings, mesh, None if newest else settings.train.start_from)
         guard = Guard(settings.guard)
-        ended = attempt(settings, mesh, stop, engine, ema, guard, newest)
+        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest)
         while isinstance(ended, GoBack):
             newest = find(settings, mesh)
             if newest is None:
                 return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
             if mesh.rank == 0:
                 print(f"going back to {newest}: {ended.reason}", flush=True)
-            ended = attempt(settings, mesh, stop, engine, ema, guard, newest, back=True)
+            ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest, back=True)
         return ended
     finally:
         mesh.close()
@@ -110,6 +115,7 @@ def attempt(
     settings: Settings,
     mesh: Mesh,
     stop: Stop,
+    watchdog: Watchdog,
     engine: Engine,
     ema: Ema,
     guard: Guard,
@@ -128,7 +134,7 @@ def attempt(
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
         print(f"continuing from {newest}" if newest else fresh, flush=True)
     with ExitStack() as parts:
-        training = assemble(settings, mesh, stop, engine, ema, guard, start, parts)
+        training = assemble(settings, mesh, stop, watchdog, engine, ema, guard, start, parts)
         return train(training, start)
 
 
@@ -136,6 +142,7 @@ def assemble(
     settings: Settings,
     mesh: Mesh,
     stop: Stop,
+    watchdog: Watchdog,
     engine: Engine,
     ema: Ema,
     guard: Guard,
@@ -162,7 +169,8 @@ def assemble(
         axes=settings.model.axes_dims_rope,
         buckets=buckets,
     )
-    saver = Saver(settings.checkpoint, engine, ema, mesh, json.loads(settings.model_dump_json()))
+    resolved = json.loads(settings.model_dump_json())
+    saver = Saver(settings.checkpoint, engine, ema, mesh, resolved, partial(watchdog.beat, "save"))
     parts.callback(saver.close)
     vae, sheets = settings.encoder.root / "vae", settings.train.metrics / "pictures"
     return Training(
@@ -179,7 +187,7 @@ def assemble(
         guard=guard,
         saver=saver,
         pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets),
-        beat=lambda phase: None,
+        watchdog=watchdog,
         stop=stop,
         sinks=sinks,
     )

@@ -17,6 +17,7 @@ from consumer.loop import TrainConfig
 from consumer.preflight.exchange import PreflightConfig
 from consumer.schedule import ScheduleConfig
 from consumer.source.flight import PullConfig
+from consumer.watchdog import WatchdogConfig
 from launch.config import load, show
 from launch.farewell import leave, say
 from launch.sample_config import SampleConfig
@@ -61,6 +62,7 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     guard: GuardConfig = Field(default_factory=GuardConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     preflight: PreflightConfig = Field(default_factory=PreflightConfig)
+    watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
     sample: SampleConfig
 
     @model_validator(mode="after")
@@ -78,6 +80,11 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(
                 f"pull.wait_s: {self.pull.wait_s:g} s for a unit outlasts mesh.timeout_s {self.mesh.timeout_s:g} s, "
                 "after which the other ranks give up; make it less"
+            )
+        if 0 < self.watchdog.hang_s <= self.pull.wait_s:
+            raise ValueError(
+                f"watchdog.hang_s: {self.watchdog.hang_s:g} s would take a wait for data, pull.wait_s "
+                f"{self.pull.wait_s:g} s, for a hang; make it more"
             )
         return self
 
