@@ -251,8 +251,9 @@ def _gives_way(old: Status, new: Status) -> bool:
         return True
     if old.cause is not Cause.PEER:
         return False
-    # A signal after a peer was lost is the launcher clearing up.
-    return new.sure and not old.sure if new.cause is Cause.PEER else new.cause not in SIGNALLED
+    if new.cause in (Cause.PEER, Cause.HANG):
+        return new.sure and not old.sure  # others hang because a peer is gone
+    return new.cause not in SIGNALLED  # those are the launcher clearing up
 
 
 def _replace(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # faulthandler writes a rank's stacks on this signal, from C: no thread needs the GIL.
 STACKS = signal.SIGUSR2
 
-POLL_S = 0.2
+POLL_S = 0.1
 _FROZEN_S = 1.0  # most that one poll adds to an age: a machine that was suspended hangs nobody
 _ANSWER_S = 2.0  # for the stacks
 _SETTLED_S = 0.1  # without another byte: a rank has written all of them
@@ -193,7 +193,8 @@ class Watch:
         said = f"{rank.where()} made no step for {rank.idle_s:.1f} s, its limit is {rank.beat.limit_s:g} s"
         said += f"; stacks: {self._write_stacks(said)}"
         log.error("%s", said)
-        self._status(Cause.HANG, rank, said)
+        if not any(other.lost for other in self.ranks.values()):  # else that is why the rest waits
+            self._status(Cause.HANG, rank, said)
         for number, patience_s in ((signal.SIGTERM, self.orders.grace_s), (signal.SIGKILL, _KILLED_S)):
             for rank in self.ranks.values():
                 rank.signal(number)

@@ -70,7 +70,8 @@ def test_who_saw_a_peer_die_replaces_who_only_missed_it_and_a_signal_replaces_ne
     assert not write_status(tmp_path, Cause.PEER, step=0, rank=2, start=FIRST)
     assert not write_status(tmp_path, Cause.PREEMPTED, step=0, rank=2, start=FIRST)
     assert write_status(tmp_path, Cause.PEER, step=0, rank=1, start=FIRST, sure=True)
-    assert not write_status(tmp_path, Cause.PEER, step=0, rank=3, start=FIRST, sure=True)
+    for waiting in (Cause.PEER, Cause.HANG):
+        assert not write_status(tmp_path, waiting, step=0, rank=3, start=FIRST, sure=True)
     status = read_status(tmp_path)
     assert status is not None and status.rank == 1
 
