@@ -63,14 +63,15 @@ def save(
     return shelf.folder(config.path, step)
 
 
-def load(engine: Engine, ema: Ema | None, path: Path, mesh: Mesh) -> Loaded:
-    """Make engine and average what the checkpoint at `path` holds, whatever layout wrote it; what else is in it.
+def load(engine: Engine, ema: Ema | None, found: Path | CheckpointReader, mesh: Mesh) -> Loaded:
+    """Make engine and average what a checkpoint holds, whatever layout wrote it; what else is in it.
 
-    Every rank calls it. Raises CheckpointError on all of them, with nothing changed yet, if the checkpoint is damaged,
-    of another model, or holds no average where one is wanted.
+    Every rank calls it. Files that a reader from `newest` has verified are not verified again. Raises CheckpointError
+    on all ranks, with nothing changed yet, if the checkpoint is damaged, of another model, or holds no average where
+    one is wanted.
     """
     shards = list(engine.shards())
-    reader = _together(mesh, lambda: _fitting(path, engine.shapes, shards, ema))
+    reader = _together(mesh, lambda: _fitting(found, engine.shapes, shards, ema))
     with torch.no_grad():
         for shard in shards:
             for kind, live in kept(shard, ema).items():
@@ -79,15 +80,24 @@ def load(engine: Engine, ema: Ema | None, path: Path, mesh: Mesh) -> Loaded:
     return Loaded(reader.step, reader.extra)
 
 
-def latest(root: Path, mesh: Mesh | None = None) -> Path | None:
+def newest(root: Path, mesh: Mesh | None = None) -> CheckpointReader | None:
     """The newest checkpoint under `root` whose every byte is as written; None if there is none.
 
     Damaged ones are named in a warning and passed over. With `mesh` every rank calls it and verifies a share.
     """
     step = _newest(root, None, mesh)
-    while step is not None and not _sound(shelf.folder(root, step), step, mesh):
+    while step is not None:
+        reader = _sound(shelf.folder(root, step), step, mesh)
+        if reader:
+            return reader
         step = _newest(root, step, mesh)
-    return None if step is None else shelf.folder(root, step)
+    return None
+
+
+def latest(root: Path, mesh: Mesh | None = None) -> Path | None:
+    """The folder of the newest sound checkpoint under `root`, as `newest` finds it."""
+    found = newest(root, mesh)
+    return found.path if found else None
 
 
 def _together(mesh: Mesh | None, act: Callable[[], T]) -> T:
@@ -116,30 +126,31 @@ def _newest(root: Path, below: int | None, mesh: Mesh | None) -> int | None:
     return None if newest < 0 else newest
 
 
-def _sound(path: Path, step: int, mesh: Mesh | None) -> bool:
-    """Whether the checkpoint at `path` is as it was written; a warning says where not."""
+def _sound(path: Path, step: int, mesh: Mesh | None) -> CheckpointReader | None:
+    """The checkpoint at `path`, if it is as it was written; a warning says where not."""
     try:
-        _together(mesh, lambda: _verify(path, step, mesh))
+        return _together(mesh, lambda: _verified(path, step, mesh))
     except CheckpointError as error:
         if not isinstance(error, _ElsewhereError):
             log.warning("damaged checkpoint passed over: %s", error)
-        return False
-    return True
+        return None
 
 
-def _verify(path: Path, step: int, mesh: Mesh | None) -> None:
-    """Check the index, and this rank's share of the files."""
+def _verified(path: Path, step: int, mesh: Mesh | None) -> CheckpointReader:
+    """A reader that has checked the index, and this rank's share of the files."""
     reader = CheckpointReader(path)
     if reader.step != step:
         raise CheckpointError(f"{path / INDEX}: is of step {reader.step}: exchanged")
     reader.verify(reader.files if mesh is None else reader.files[mesh.rank :: mesh.world])
+    return reader
 
 
 def _fitting(
-    path: Path, shapes: dict[str, tuple[int, ...]], shards: Sequence[Shard], ema: Ema | None
+    found: Path | CheckpointReader, shapes: dict[str, tuple[int, ...]], shards: Sequence[Shard], ema: Ema | None
 ) -> CheckpointReader:
-    """A reader of the checkpoint at `path`, every file that `shards` need of it verified."""
-    reader = CheckpointReader(path)
+    """A reader of the checkpoint `found`, every file that `shards` need of it verified."""
+    reader = CheckpointReader(found) if isinstance(found, Path) else found
+    path = reader.path
     wrong = [
         name for name in sorted(shapes.keys() | reader.shapes.keys()) if shapes.get(name) != reader.shapes.get(name)
     ]

@@ -2,11 +2,12 @@
 
     step-00000100/
         rank-00000.safetensors   flat fp32 runs, keyed KIND/NAME/START
-        index.json               step, settings, sha256 of each file, whole shapes, and where each piece belongs
+        index.json               step, settings, hash of each file, whole shapes, and where each piece belongs
         index.sha256             of index.json, as sha256sum writes it
 
 A piece is a run of the flattened slice that one rank held of a whole tensor, so any layout can read what any other
-wrote. Nothing of a file is used before its hash is right.
+wrote. Nothing of a file is used before its hash is right. A file's hash is the sha256 of the sha256s of its blocks, so
+that several threads can check it while others still wait for the disk.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +25,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 INDEX, INDEX_HASH = "index.json", "index.sha256"
 
 # What is kept of a weight: itself, Adam's moments, its moving average.
 KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
+
+# Bytes of a file that are hashed at once.
+BLOCK = 1 << 24
+_THREADS = 4
 
 # (dim, start, stop) of a slice of a whole tensor; None for all of it.
 Slice = tuple[int, int, int] | None
@@ -58,15 +64,56 @@ class Piece:
 class File:
     """What a file must be."""
 
-    sha256: str
+    blocks: str  # sha256 of the sha256s of its blocks
     bytes: int
 
     @classmethod
     def of(cls, path: Path) -> "File":
         """What the file at `path` is."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return cls(digest, file.tell())
+        size = path.stat().st_size
+        with ThreadPoolExecutor(_THREADS) as threads:
+            digests = threads.map(lambda start: _digest(path, start), range(0, size, BLOCK))
+            return cls(hashlib.sha256(b"".join(digests)).hexdigest(), size)
+
+
+class Hasher:
+    """The hash of a file that is being written."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._done, self._block = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes."""
+        while data:
+            room = BLOCK - self.bytes % BLOCK
+            self._block.update(data[:room])
+            self.bytes += min(room, len(data))
+            data = data[room:]
+            if self.bytes % BLOCK == 0:
+                self._end_block()
+
+    def file(self) -> File:
+        """What the file with these bytes is."""
+        if self.bytes % BLOCK:
+            self._end_block()
+        return File(self._done.hexdigest(), self.bytes)
+
+    def _end_block(self) -> None:
+        self._done.update(self._block.digest())
+        self._block = hashlib.sha256()
+
+
+def _digest(path: Path, start: int) -> bytes:
+    """The sha256 of the block of the file at `path` that begins at byte `start`."""
+    digest, end = hashlib.sha256(), start + BLOCK
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < end and (count := file.readinto(buffer)):
+            digest.update(buffer[:count])
+            start += count
+    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -226,13 +273,14 @@ class CheckpointReader:
 def _check(path: Path, said: File) -> None:
     """Refuse the file at `path` unless it is what was said."""
     try:
+        size = path.stat().st_size
+        if size != said.bytes:
+            raise CheckpointError(f"{path}: {size} bytes, written with {said.bytes}: truncated or exchanged")
         found = File.of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    if found.bytes != said.bytes:
-        raise CheckpointError(f"{path}: {found.bytes} bytes, written with {said.bytes}: truncated or exchanged")
-    if found.sha256 != said.sha256:
-        raise CheckpointError(f"{path}: its sha256 is not the one it was written with: damaged or exchanged")
+    if found.blocks != said.blocks:
+        raise CheckpointError(f"{path}: its hash is not the one it was written with: damaged or exchanged")
 
 
 def _read_index(path: Path) -> Index:

@@ -1,6 +1,5 @@
 """A rank's pieces at one moment, in host memory that is allocated once, and the safetensors file written from it."""
 
-import hashlib
 import json
 import logging
 import os
@@ -13,16 +12,13 @@ import torch
 from torch import Tensor
 
 from consumer.ema import Ema
-from consumer.pieces import File, Piece
+from consumer.pieces import BLOCK, Hasher, Piece
 from consumer.shelf import put, rank_file, said_of
 from parallel.engine import Engine
 from parallel.mesh import Mesh
 from parallel.shard import Shard
 
 log = logging.getLogger(__name__)
-
-# Written and hashed at once; between two of them a write can be called off.
-_CHUNK = 1 << 24
 
 
 class CalledOffError(Exception):
@@ -84,18 +80,18 @@ class Snapshot:
         path = folder / self._file
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            digest = hashlib.sha256()
+            hasher = Hasher()
             part = path.with_suffix(".part")
             with part.open("wb") as file:
                 for chunk in self._chunks():
                     if called_off.is_set():
                         raise CalledOffError
-                    digest.update(chunk)
+                    hasher.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-            said = {"file": asdict(File(digest.hexdigest(), self.nbytes))}
+            said = {"file": asdict(hasher.file())}
             put(said_of(path), json.dumps(said | {"pieces": [asdict(piece) for piece in self._pieces]}).encode())
         except BaseException:
             for left in (path, path.with_suffix(".part"), said_of(path)):
@@ -113,11 +109,11 @@ class Snapshot:
             if shard.owned:
                 yield shard, kept(shard, self._ema)
 
-    def _chunks(self) -> Iterator[bytes | memoryview]:
-        yield self._header
+    def _chunks(self) -> Iterator[memoryview]:
+        yield memoryview(self._header)
         data = memoryview(self._buffer.numpy()).cast("B") if len(self._buffer) else memoryview(b"")
-        for start in range(0, len(data), _CHUNK):
-            yield data[start : start + _CHUNK]
+        for start in range(0, len(data), BLOCK):
+            yield data[start : start + BLOCK]
 
 
 def kept(shard: Shard, ema: Ema | None) -> dict[str, Tensor]:

@@ -242,7 +242,7 @@ def test_all_ranks_agree_that_a_checkpoint_is_damaged(ranks: Ranks, saved: tuple
     flipped(root / "step-00000003" / "rank-00003.safetensors", random.Random(1))
     for newest, refused, updates in ranks.run(4, damaged_on_rank, folder=root):
         assert newest == "step-00000001" and updates == 0
-        assert "rank-00003.safetensors: its sha256" in refused or "another rank" in refused
+        assert "rank-00003.safetensors: its hash" in refused or "another rank" in refused
 
 
 def killed_on_rank(folder: str, moment: int) -> int:
@@ -368,8 +368,8 @@ def test_a_newer_format_is_refused_by_name(saved: tuple[Path, Any], tmp_path: Pa
     from consumer.pieces import index_hash
 
     newest = shutil.copytree(saved[0] / "saved" / "step-00000003", tmp_path / "step-00000003")
-    raw = json.dumps(json.loads((newest / "index.json").read_bytes()) | {"version": 2}).encode()
+    raw = json.dumps(json.loads((newest / "index.json").read_bytes()) | {"version": 3}).encode()
     (newest / "index.json").write_bytes(raw)
     (newest / "index.sha256").write_bytes(index_hash(raw))
-    with pytest.raises(CheckpointError, match=r"index\.json: format 2, this program reads 1"):
+    with pytest.raises(CheckpointError, match=r"index\.json: format 3, this program reads 2"):
         CheckpointReader(newest)
