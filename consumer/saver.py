@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 
 from consumer import shelf
 from consumer.ema import Ema
+from consumer.endings import Cause
 from consumer.pieces import CheckpointError, Index
 from consumer.snapshot import CalledOffError, Snapshot
 from parallel.engine import Engine
@@ -51,6 +52,12 @@ class CheckpointConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     def retention(self) -> shelf.Retention:
         """Which ones stay."""
         return shelf.Retention(self.keep, self.keep_every, self.max_age_h)
+
+
+class UnwritableError(CheckpointError):
+    """Checkpoints could not be written for too long."""
+
+    cause = Cause.DISK
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ class Saver:
     def save(self, step: int, extra: dict[str, Any], wait: bool = False) -> SaveReport | None:
         """Save as of now, after `step` steps. With `wait` return when it is published, else at once.
 
-        `extra` is kept as JSON, rank 0's. With `wait` it is tried until it succeeds; raises CheckpointError, on every
+        `extra` is kept as JSON, rank 0's. With `wait` it is tried until it succeeds; raises UnwritableError, on every
         rank, after `give_up_s` of failing.
         """
         report = self.settle()
@@ -173,10 +180,10 @@ class Saver:
     def heard(self, worst: int) -> SaveReport | None:
         """Act on the largest of what the ranks said; how the save in flight ended, if it did.
 
-        Raises CheckpointError on every rank once saving has failed for `give_up_s`.
+        Raises UnwritableError on every rank once saving has failed for `give_up_s`.
         """
         if worst == Said.HOPELESS:
-            raise CheckpointError(
+            raise UnwritableError(
                 f"{self.config.path}: no checkpoint for {self.config.give_up_s:g} s (checkpoint.give_up_s) after one "
                 f"failed: {self._why}; make room or mend it, and start again"
             )
@@ -290,7 +297,7 @@ class Saver:
         if self._writer.error:
             codes[self._mesh.rank] = self._writer.error
         elif self._writer.busy and time.monotonic() - self._stage_began > self.config.write_s:
-            codes[self._mesh.rank] = errno.ETIMEDOUT
+            codes[self._mesh.rank] = errno.ETIME
         found = {rank: code for rank, code in enumerate(self._mesh.max(codes).tolist()) if code}
         first = min(found, default=0)
         others = f" ({len(found)} ranks failed)" if len(found) > 1 else ""
