@@ -132,21 +132,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-class TensorBoard:
-    """Scalars under train/ and validation/; a resumed run hides what it trains again."""
-
-    def __init__(self, path: Path, resumed: int) -> None:
-        from consumer.sink.tensorboard import TensorBoard as Board
-
-        self.board = Board(path, resumed)
-
-    def __call__(self, report: Report) -> None:
-        self.board(report)
-
-    def close(self) -> None:
-        self.board.close()
-
-
 def tell(sinks: Sequence[Sink], report: Report) -> None:
     """Give a report to every sink."""
     for sink in sinks:

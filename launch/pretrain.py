@@ -234,7 +234,7 @@ def _welcome(said: bytes) -> Welcome:
 def listen(settings: Settings, ranks: int, start: int) -> list[Sink]:
     """Where rank 0's reports go."""
     folder = settings.train.metrics
-    view = TrainingView(settings.train, ranks, start, every=5)
+    view = TrainingView(settings.train.steps, start, every=5)
     return [JsonLines(folder / "train.jsonl", start), TensorBoard(folder / "tensorboard", start), view]
 
 
