@@ -5,10 +5,12 @@
 
 import difflib
 import json
+import math
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -96,12 +98,32 @@ def _lookup(path: str, tree: dict[str, Any], above: tuple[str, ...]) -> str:
 
 def build(kind: type[T], tree: dict[str, Any]) -> T:
     """`tree` as a `kind`; every wrong setting is named in one ConfigError, a line each."""
+    senseless = dict(_senseless(kind, tree))
+    lines = [f"{path}: {message}" for path, message in senseless.items()]
     try:
         # Through JSON: its strict mode turns lists into tuples and strings into paths, and coerces nothing else.
-        return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
+        built = kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        lines = [_said(kind, item) for item in error.errors()]
+        lines += [_said(kind, item) for item in error.errors() if ".".join(map(str, item["loc"])) not in senseless]
+    if lines:
         raise ConfigError("\n".join(lines)) from None
+    return built
+
+
+def _senseless(kind: Any, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Values that types and bounds let through: infinity, NaN, and an empty path, which would be this folder."""
+    if isinstance(value, dict):
+        fields = getattr(kind, "model_fields", {})
+        for name, inner in value.items():
+            below = fields[name].annotation if name in fields else None
+            yield from _senseless(below, inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _senseless(None, inner, f"{path}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield path, f"must be a finite number, got {value}"
+    elif value == "" and (kind is Path or Path in get_args(kind)):
+        yield path, "empty, which would be the current folder; give a path, or leave it out for its default"
 
 
 def _said(kind: type[BaseModel], item: Any) -> str:

@@ -24,6 +24,7 @@ from consumer.source.flight import status
 from launch.config import ConfigError
 from launch.encoder_facts import latent_statistics
 from launch.settings import Settings, command_line, guarded
+from launch.trainable import check_trainable
 from model.count import parameters
 from parallel.layers import check_provider
 from parallel.mesh import Mesh, check
@@ -109,6 +110,7 @@ def checks(settings: Settings, mesh: Mesh) -> dict[str, Check]:
 
 
 def _layout(settings: Settings, mesh: Mesh) -> str:
+    check_trainable(settings)
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=mesh.world)
     units = deal(settings.recipe.units, mesh.dp, mesh.dp_rank)
     return f"tp {mesh.tp}{' with sp' if mesh.sp else ''}, dp {mesh.dp}, {len(units)} units a rank and step"

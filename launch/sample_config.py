@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, Field, model_validator
 
 from producer.api.bucket import MULTIPLE, Bucket, parse
@@ -29,6 +30,10 @@ class SampleConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _drawable(self) -> "SampleConfig":
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"sample.device: {self.device!r} is no device; use cpu, cuda or cuda:1") from None
         if not self.prompts or not self.sizes:
             raise ValueError("sample.prompts, sample.sizes: give at least one of each")
         for size in self.sizes:

@@ -46,6 +46,24 @@ class FlowConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"flow.terminal: {self.terminal} belongs to a shift, and flow.shift is none; set one or 0")
         return self
 
+    @model_validator(mode="after")
+    def _takes_effect(self) -> "FlowConfig":
+        for setting, kind, names in (
+            ("density", "logit_normal", ("mean", "std")),
+            ("density", "mode", ("mode_scale",)),
+            ("density", "beta", ("alpha", "beta")),
+            ("shift", "fixed", ("fixed_shift",)),
+        ):
+            chosen = getattr(self, setting)
+            for name in names:
+                value = getattr(self, name)
+                if chosen != kind and value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"flow.{name}: {value} changes nothing while flow.{setting} is {chosen}; "
+                        f"set flow.{setting}={kind}, or leave it out"
+                    )
+        return self
+
 
 class Draw(NamedTuple):
     """One sample's share of chance. `posterior` and `noise` are fp32 of the latent's shape."""

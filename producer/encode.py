@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from producer.api.bucket import Bucket
 from producer.api.unit import Encoded, Latent
@@ -46,6 +46,15 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     text_batch: int = Field(default=16, ge=1)  # captions through the text encoder at once
     text_multiple: int = Field(default=8, ge=1)  # tokens; captions are padded to a multiple of this
     max_text_tokens: int = Field(default=1024, ge=16, le=1024)  # of a caption and the template's end; more is rejected
+
+    @field_validator("device")
+    @classmethod
+    def _names_a_device(cls, device: str) -> str:
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"{device!r} is no device; use cpu, cuda or cuda:1") from None
+        return device
 
 
 @dataclass(frozen=True, eq=False)

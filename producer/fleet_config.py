@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 
 class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -15,7 +15,8 @@ class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=0.5, gt=0)  # as Ray counts them; fractions let everything start on 2 cores
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    host: str = "127.0.0.1"  # what coordinator and workers bind to; 0.0.0.0 opens them to other machines
+    # What coordinator and workers bind to; 0.0.0.0 opens them to other machines.
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=0, ge=0, le=65535)  # the coordinator's, kept when it restarts; 0: a free one at start
     horizon_bytes: int = Field(default=2 << 30, gt=0)  # of units made ahead of the trainers; at least two steps are
     worker_bytes: int = Field(default=4 << 30, gt=0)  # held by one worker; beyond it only what is needed at once
@@ -26,6 +27,15 @@ class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     frozen_s: float = Field(default=600.0, gt=0)  # of silence until a worker is replaced; longer than its start takes
     address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
     object_store_mb: int = Field(default=80, ge=80)  # of a local Ray; units never travel through it
+
+    @model_validator(mode="after")
+    def _outlives_its_words(self) -> "FleetConfig":
+        if self.lease_s <= 2 * self.heartbeat_s:
+            raise ValueError(
+                f"fleet.lease_s: {self.lease_s:g} s ends while a worker that speaks every fleet.heartbeat_s "
+                f"{self.heartbeat_s:g} s is well; make it more than twice that"
+            )
+        return self
 
     @property
     def token_file(self) -> Path:

@@ -7,6 +7,7 @@ else. Every call has a deadline, and a watchdog cancels a transfer that began an
 import atexit
 import json
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -55,6 +56,8 @@ class PullConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
                 "pull.registry: give the fleet's registry file here, or its coordinator's host:port in pull.address, "
                 "and not both"
             )
+        if self.address and not re.fullmatch(r"[^\s/]+:\d{1,5}", self.address):
+            raise ValueError(f"pull.address: {self.address!r}; write it as host:port, like 10.0.0.1:7000")
         return self
 
     @property
