@@ -58,15 +58,17 @@ class Pictures:
         self.config, self.engine, self.ema, self.objective = config, engine, ema, objective
         self.mesh: Mesh = engine.mesh
         self.vae, self.folder = vae, folder
-        read_config(vae)
-        self._units = source.welcome.validation_units
-        self._samples = self._chosen(source)
-        cells = max((sample.latent.mean.size for sample in self._samples.values()), default=0)
-        self._slot = int(self.mesh.max(torch.tensor([cells], device=self.mesh.device)).item())
+        self._units, self._slot = source.welcome.validation_units, 0
+        self._samples: dict[int, Encoded] = {}
+        if config.every and self._units:
+            read_config(vae)
+            self._samples = self._chosen(source)
+            cells = max((sample.latent.mean.size for sample in self._samples.values()), default=0)
+            self._slot = int(self.mesh.max(torch.tensor([cells], device=self.mesh.device)).item())
 
     def due(self, done: int) -> bool:
         """Whether a sheet is drawn after `done` steps."""
-        return bool(self.config.every and self._slot and done % self.config.every == 0)
+        return bool(self._slot) and done % self.config.every == 0
 
     def draw(self, step: int) -> PicturesReport | None:
         """Draw and write the sheet of `step`, on every rank at once; the report on rank 0 once it is written.
@@ -102,7 +104,7 @@ class Pictures:
     def _chosen(self, source: GroupSource) -> dict[int, Encoded]:
         """The samples that this group draws; on the first group all, since rank 0 has their captions to write."""
         units = self._units
-        mine = [k for k in range(self.config.count if units else 0) if self.mesh.dp_rank in (0, self._owner(k))]
+        mine = [k for k in range(self.config.count) if self.mesh.dp_rank in (0, self._owner(k))]
         found: dict[int, Encoded] = {}
         for unit in dict.fromkeys(k % units for k in mine):
             samples, _ = source.unit(UnitId("validation", 0, unit))
