@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from consumer.audit import Audit
 from consumer.ema import Ema
 from consumer.endings import Cause, cause_of_signal, classify
 from consumer.evaluate.pictures import Pictures
@@ -71,6 +72,7 @@ class Training:
     objective: FlowObjective
     stats: Stats
     phases: tuple[Phases, Phases]  # of steps in turn: on CUDA a step's last phase ends after its numbers are read
+    audit: Audit
     guard: Guard
     saver: Saver
     pictures: Pictures
@@ -88,6 +90,7 @@ class Told(NamedTuple):
     code: int  # of the signal that asks for the end, or 0
     saving: int  # what the checkpoint's writers say
     starved: bool  # some rank has no data for the next step
+    corrupt: int  # 1 + a rank whose memory changed by itself, or 0
     memory: int  # bytes, the largest peak
 
 
@@ -104,10 +107,11 @@ def train(run: Training, start: int) -> Ended | GoBack:
     held_out = run.feed.validation()
     if start == 0:
         _validate(run, held_out, 0)
+    run.audit.sealed(start)
     for step in range(start, run.config.steps):
         ended = _step(run, step)
-        if isinstance(ended, GoBack):
-            run.saver.settle()
+        if isinstance(ended, GoBack) or (ended and ended.cause is Cause.CORRUPTION):
+            run.saver.settle()  # what is in memory now is not to be saved
             return ended
         done = run.stop.step = step + 1
         run.watchdog.beat("report", done)
@@ -127,8 +131,11 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
     phases, before = run.phases[step % 2], run.phases[(step + 1) % 2]
     phases.start()
     fed = run.feed.take(step)
-    losses = _backward(run, fed, phases)
+    losses = _backward(run, step, fed, phases)
     told = _finish(run, step, phases)
+    if told.corrupt:
+        said = f"memory of rank {told.corrupt - 1} changed by itself; nothing was saved, leave out its host and go on"
+        return Ended(Cause.CORRUPTION, said)
     verdict = run.guard.judge(step, told.totals.mean, told.norm)
     run.watchdog.beat("optimizer")
     phases.enter("optimizer")
@@ -139,13 +146,14 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
         run.ema.update(run.engine, step)
     else:
         _record(run, step, verdict, fed, losses)
+    run.audit.sealed(step + 1)
     phases.end()
     _acknowledge(run, run.saver.heard(told.saving))
     _tell(run, step, told, verdict, learning_rate, time.perf_counter() - start, before.seconds())
     return _end(run, told, verdict)
 
 
-def _backward(run: Training, fed: Sequence[Fed], phases: Phases) -> list[Tensor]:
+def _backward(run: Training, step: int, fed: Sequence[Fed], phases: Phases) -> list[Tensor]:
     """Forward and backward of each unit, gradients adding up; the losses [b] of each one's samples."""
     run.stats.start()
     run.engine.zero_grad()
@@ -158,6 +166,8 @@ def _backward(run: Training, fed: Sequence[Fed], phases: Phases) -> list[Tensor]
             loss, each = run.objective.loss(run.engine.module, unit.batch)
             run.watchdog.beat("backward")
             phases.enter("backward")
+            if index == 0:
+                run.audit.gathered(step)
             loss.backward()
         flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
         run.stats.add(unit.batch, each, flops, unit.waited)
@@ -178,10 +188,11 @@ def _finish(run: Training, step: int, phases: Phases) -> Told:
     phases.enter("communication")
     starved = run.feed.error is not None
     mine = [run.feed.waited, run.stop.said(), run.saver.said(), starved, peak_memory(run.mesh.device)]
-    worst = run.mesh.max(run.mesh.sent([float(number) for number in mine]))
+    host = run.mesh.sent([float(number) for number in mine])
+    worst = run.mesh.max(torch.cat([host, run.audit.found().double()[None]]))
     numbers = torch.cat([run.mesh.alike(sums), norm.double()[None], worst]).tolist()
     totals = run.stats.read(numbers)
-    norm_sum, slowest, code, saving, any_starved, memory = numbers[run.stats.width :]
+    norm_sum, slowest, code, saving, any_starved, memory, corrupt = numbers[run.stats.width :]
     return Told(
         totals,
         norm_sum / max(totals.samples, 1),
@@ -189,6 +200,7 @@ def _finish(run: Training, step: int, phases: Phases) -> Told:
         run.stop.heard(int(code)),
         int(saving),
         bool(any_starved),
+        int(corrupt),
         int(memory),
     )
 

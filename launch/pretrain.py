@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from consumer import shelf
+from consumer.audit import Audit
 from consumer.checkpoint import CheckpointError, latest, load
 from consumer.ema import Ema
 from consumer.endings import Cause, classify, write_status
@@ -184,6 +185,7 @@ def assemble(
         objective=objective,
         stats=Stats(mesh, buckets),
         phases=(Phases(mesh.device), Phases(mesh.device)),
+        audit=Audit(settings.audit, engine, ema),
         guard=guard,
         saver=saver,
         pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets),

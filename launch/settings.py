@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, model_validator
 
+from consumer.audit import AuditConfig
 from consumer.checkpoint import CheckpointConfig
 from consumer.ema import EmaConfig
 from consumer.endings import ENDINGS, Cause, classify
@@ -59,6 +60,7 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     train: TrainConfig
     checkpoint: CheckpointConfig
     ema: EmaConfig
+    audit: AuditConfig = Field(default_factory=AuditConfig)
     guard: GuardConfig = Field(default_factory=GuardConfig)
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     preflight: PreflightConfig = Field(default_factory=PreflightConfig)

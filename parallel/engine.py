@@ -69,8 +69,8 @@ class Engine:
     """`module` is the model: call it, and backward the SUM of its losses.
 
     A step: `zero_grad`, a backward a unit (all but the last under `no_sync`), `finish`, `norm` and `apply` (or `step`);
-    the same calls on every rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters are gathered from its
-    start, so that order must be the order of first use.
+    the same calls on every rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters are
+    gathered from its start, so that order must be the order of first use.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, mesh: Mesh) -> None:
@@ -170,6 +170,10 @@ class Engine:
         """Everything this rank holds of the weights and the optimizer's state, in the same order on every call."""
         yield from trained(self._optimizer, self._names, self.mesh)
         yield from never_trained(self._names, self.mesh)
+
+    def replica(self) -> list[Tensor]:
+        """The flat buffers that the model computes with; once a forward gathered them, alike on data-parallel ranks."""
+        return [buffer.param_data.view(-1) for buffer in self._ddp.buffers]
 
     @torch.no_grad()
     def loaded(self, updates: int) -> None:

@@ -1,0 +1,82 @@
+"""Bits that flip in a rank's memory while it trains are found before they spread, and the rank is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from consumer.audit import Audit, AuditConfig, checksum
+from consumer.ema import Ema, EmaConfig
+from tests.distributed import tiny
+from tests.distributed.ranks import Ranks
+from tests.distributed.test_engine import start as start
+
+FLIPS = 15
+KINDS = ("param", "exp_avg", "exp_avg_sq", "ema", "replica")
+
+
+def _flip(tensor: Tensor, g: torch.Generator) -> None:
+    """One bit of one element."""
+    raw = tensor.view(torch.uint8)
+    place = int(torch.randint(raw.numel(), (), generator=g))
+    raw[place] ^= 1 << int(torch.randint(8, (), generator=g))
+
+
+def audited(folder: Path, tp: int, precision: str, flips: int) -> dict[str, Any]:
+    """On a rank: `flips` steps with one flipped bit each, then as many without, and what the audit says of each."""
+    here = tiny.mesh(tp, False)
+    try:
+        engine = tiny.build(Path(folder) / "weights.safetensors", here, tiny.optim(precision))
+        ema = Ema(EmaConfig(), engine)
+        audit, g = Audit(AuditConfig(every=1), engine, ema), torch.Generator().manual_seed(7)
+        found, planted = [], []
+        for step in range(2 * flips):
+            audit.sealed(step)
+            # The same draws on every rank; one of them acts on its own.
+            victim = int(torch.randint(here.world, (), generator=g))
+            kind = KINDS[step % len(KINDS)]
+            early, state = kind != "replica" and step < flips, g.get_state()
+            shards = list(engine.shards())
+            shard = shards[step % len(shards)]
+            if early and here.rank == victim:
+                held = shard.tensors | {"ema": ema.of(shard)}
+                _flip(held.get(kind, held["param"]), g)
+            engine.zero_grad()
+            loss, count = tiny.unit_loss(engine.module, step, here.dp_rank)
+            audit.gathered(step)
+            if kind == "replica" and step < flips and here.rank == victim:
+                _flip(engine.replica()[0], g)
+            loss.backward()
+            engine.finish(count)
+            named = int(here.max(audit.found().double()).item())
+            found.append(named)
+            planted.append(victim + 1 if step < flips else 0)
+            g.set_state(state)
+            # Whatever was flipped is not what is tested next: everybody starts again from the same place.
+            engine.gather_parameters()
+        return {"found": found, "planted": planted}
+    finally:
+        here.close()
+
+
+@pytest.mark.parametrize(("world", "tp", "precision"), [(3, 1, "fp32"), (4, 2, "bf16"), (2, 1, "bf16")])
+def test_every_flipped_bit_of_weights_moments_and_average_is_found_and_its_rank_named(
+    ranks: Ranks, start: Path, world: int, tp: int, precision: str
+) -> None:
+    results = ranks.run(world, audited, folder=start, tp=tp, precision=precision, flips=FLIPS)
+    for said in results:
+        assert said["found"] == said["planted"]
+
+
+def test_a_checksum_tells_any_flipped_bit_at_any_alignment() -> None:
+    g = torch.Generator().manual_seed(1)
+    whole = torch.randn(103, generator=g)
+    for first in range(4):
+        for dtype in (torch.float32, torch.bfloat16):
+            for last in range(60, 64):
+                part = whole.to(dtype)[first:last]
+                before = checksum([part])
+                _flip(part, g)
+                assert checksum([part]) != before
