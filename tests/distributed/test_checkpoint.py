@@ -1,54 +1,31 @@
-"""A checkpoint is the same training on any layout, is refused when a bit of it is wrong, and appears whole or not."""
+"""A checkpoint is the same training on any layout, and only a whole one of the same model is ever loaded."""
 
 import json
-import logging
-import os
 import random
-import resource
 import shutil
-import signal
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from consumer.checkpoint import CheckpointConfig, CheckpointError, CheckpointReader, latest, load, save
-from consumer.ema import Ema, EmaConfig
+from consumer.checkpoint import CheckpointError, CheckpointReader, latest, load, save
 from model.mmdit import MMDiT, MMDiTConfig
 from parallel.engine import Engine
-from parallel.mesh import Mesh
 from tests.distributed import tiny
-from tests.distributed.ranks import Ranks, RanksError
+from tests.distributed.ranks import Ranks
+from tests.distributed.saving import (
+    RESOLVED,
+    config,
+    draw_weights,
+    flipped,
+    same_bits,
+    start,
+    steps,
+)
 
-LR = 3e-3
 SAVED, MORE = 3, 2  # steps before and after the checkpoint
-RESOLVED = {"model": {"num_layers": 3}, "note": "as resolved"}
-
-
-def start(folder: Path, here: Mesh, precision: str = "bf16") -> tuple[Engine, Ema]:
-    """The engine and average of these tests."""
-    # Without overlap no forward gathers the parameters: what is loaded must already be everywhere.
-    engine = tiny.build(folder / "weights.safetensors", here, tiny.optim(precision, overlap=here.tp > 1))
-    return engine, Ema(EmaConfig(decay=0.9), engine)
-
-
-def steps(engine: Engine, ema: Ema, first: int, count: int) -> list[tuple[float, float]]:
-    """Train some steps: (loss, norm) of each."""
-    series = []
-    for step in range(first, first + count):
-        loss, _ = tiny.backward(engine, step)
-        norm, _ = engine.step(LR)
-        ema.update(engine, step)
-        series.append((loss, norm))
-    return series
-
-
-def config(root: Path, keep: int = 3) -> CheckpointConfig:
-    return CheckpointConfig(path=root, every=1, keep=keep)
 
 
 def save_on_rank(folder: str, tp: int, sp: bool) -> list[tuple[float, float]]:
@@ -85,23 +62,8 @@ def resume_on_rank(folder: str, tp: int, sp: bool, precision: str, into: str) ->
 def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[float, float]]]:
     """A folder with checkpoints of two steps from TP 2 x DP 2, and the losses after the second."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    generator = torch.Generator().manual_seed(0)
-    weights = {n: 0.1 * torch.randn(p.shape, generator=generator) for n, p in MMDiT(tiny.CONFIG).named_parameters()}
-    save_file(weights, folder / "weights.safetensors")
+    draw_weights(folder)
     return folder, ranks.run(4, save_on_rank, folder=folder, tp=2, sp=False)[0]
-
-
-def everything(path: Path) -> dict[str, torch.Tensor]:
-    """All whole tensors of a checkpoint."""
-    reader = CheckpointReader(path)
-    return {f"{kind}/{name}": reader.whole(name, kind) for name in reader.names for kind in reader.kinds(name)}
-
-
-def same_bits(one: Path, other: Path) -> None:
-    left, right = everything(one), everything(other)
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor.view(torch.int32), right[name].view(torch.int32)), name
 
 
 def test_a_checkpoint_says_what_it_is(saved: tuple[Path, Any]) -> None:
@@ -155,50 +117,6 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(
         here.close()
 
 
-def flipped(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def truncated(path: Path, rng: random.Random) -> None:
-    os.truncate(path, rng.randrange(path.stat().st_size))
-
-
-def missing(path: Path, rng: random.Random) -> None:
-    path.unlink()
-
-
-def from_another_step(path: Path, rng: random.Random) -> None:
-    shutil.copyfile(path.parent.parent / "step-00000001" / path.name, path)
-
-
-def test_a_damaged_newest_one_is_named_and_the_one_before_it_used(
-    saved: tuple[Path, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = shutil.copytree(saved[0] / "saved", tmp_path / "saved")
-    newest, before = root / "step-00000003", root / "step-00000001"
-    assert latest(root) == newest
-    rng = random.Random(7)
-    files = sorted(path.name for path in newest.iterdir())
-    assert files == ["index.json", "index.sha256", *(f"rank-0000{rank}.safetensors" for rank in range(4))]
-    damages = [(flipped, name) for name in files * 10]
-    damages += [(how, name) for how in (truncated, truncated, missing, from_another_step) for name in files]
-    for how, name in damages:
-        good = (newest / name).read_bytes()
-        how(newest / name, rng)
-        with pytest.raises(CheckpointError) as refused:
-            CheckpointReader(newest).verify(files[2:])
-        # Either half of the pair can be the wrong one.
-        assert name in str(refused.value) or {name, "index.json"} <= {"index.json", "index.sha256"}, str(refused.value)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            assert latest(root) == before, (how, name)
-        assert str(newest) in caplog.text
-        (newest / name).write_bytes(good)
-    assert latest(root) == newest
-
-
 def test_exchanged_files_and_folders_are_refused(saved: tuple[Path, Any], tmp_path: Path) -> None:
     root = shutil.copytree(saved[0] / "saved", tmp_path / "saved")
     newest = root / "step-00000003"
@@ -245,65 +163,6 @@ def test_all_ranks_agree_that_a_checkpoint_is_damaged(ranks: Ranks, saved: tuple
         assert "rank-00003.safetensors: its hash" in refused or "another rank" in refused
 
 
-def killed_on_rank(folder: str, moment: int) -> int:
-    """Save twice; be killed before the given line of Python of the second save. The lines there are."""
-    here = tiny.mesh(1, False)
-    engine, ema = start(Path(folder).parent, here)
-    save(config(Path(folder)), engine, ema, 1, RESOLVED, {}, here)
-    lines = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal lines
-        # What touches files.
-        if event == "line" and frame.f_code.co_filename.endswith(("snapshot.py", "shelf.py", "shutil.py")):
-            if lines == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            lines += 1
-        return trace
-
-    threading.settrace(trace)  # of the thread that writes
-    save(config(Path(folder), keep=1), engine, ema, 2, RESOLVED, {}, here)
-    threading.settrace(None)  # type: ignore[arg-type]
-    here.close()
-    return lines
-
-
-def test_a_kill_at_any_line_of_a_save_leaves_a_whole_newest_one(ranks: Ranks, saved: tuple[Path, Any]) -> None:
-    (lines,) = ranks.run(1, killed_on_rank, folder=saved[0] / "not-killed", moment=-1)
-    assert latest(saved[0] / "not-killed") == saved[0] / "not-killed" / "step-00000002"
-    newest = set()
-    for moment in range(lines // 48, lines, lines // 24):
-        root = saved[0] / f"killed-{moment}"
-        with pytest.raises(RanksError) as ended:
-            ranks.run(1, killed_on_rank, folder=root, moment=moment)
-        assert ended.value.codes == [-signal.SIGKILL]
-        found = list(root.glob("step-*"))
-        assert found and all(everything(path) for path in found) and latest(root) == max(found)
-        newest.add(max(found).name)
-    assert newest == {"step-00000001", "step-00000002"}
-
-
-def save_until_killed_on_rank(folder: str, seconds: float) -> None:
-    """Save step after step, and be killed some seconds after the second."""
-    here = tiny.mesh(2, False)
-    engine, ema = start(Path(folder).parent, here)
-    for step in range(1, 10_000):
-        save(config(Path(folder), keep=2), engine, ema, step, RESOLVED, {}, here)
-        if step == 2:
-            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-
-def test_a_kill_of_all_ranks_at_any_time_leaves_a_whole_newest_one(ranks: Ranks, saved: tuple[Path, Any]) -> None:
-    rng = random.Random(3)
-    for number in range(4):
-        root = saved[0] / f"all-killed-{number}"
-        with pytest.raises(RanksError) as ended:
-            ranks.run(2, save_until_killed_on_rank, folder=root, seconds=rng.random() / 2)
-        assert -signal.SIGKILL in ended.value.codes
-        found = list(root.glob("step-*"))
-        assert found and all(everything(path) for path in found) and latest(root) == max(found)
-
-
 def go_back_on_rank(folder: str) -> list[Any]:
     """Resume behind a damaged checkpoint and save: the names left after each save."""
     here = tiny.mesh(1, False)
@@ -327,41 +186,6 @@ def test_going_back_behind_a_damaged_checkpoint_never_costs_the_new_ones(ranks: 
         ["step-00000004", ["retired-step-00000006", "step-00000004"]],
         ["step-00000006", ["retired-step-00000006", "step-00000006"]],
     ]
-
-
-def full_on_rank(folder: str) -> list[str]:
-    """Save while one rank's files may not grow, then with room again."""
-    here = tiny.mesh(2, False)
-    engine, ema = start(Path(folder).parent, here)
-    root = config(Path(folder), keep=2)
-    for step in (1, 2, 3):
-        save(root, engine, ema, step, RESOLVED, {}, here)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if here.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    said = ""
-    try:
-        save(root, engine, ema, 4, RESOLVED, {}, here)
-    except CheckpointError as error:
-        said = str(error)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    here.barrier()
-    left = sorted(path.name for path in Path(folder).iterdir())
-    here.barrier()
-    save(root, engine, ema, 4, RESOLVED, {}, here)
-    here.close()
-    return [said, *left]
-
-
-def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_leaves_the_others_whole(
-    ranks: Ranks, saved: tuple[Path, Any]
-) -> None:
-    root = saved[0] / "full"
-    results = ranks.run(2, full_on_rank, folder=root)
-    assert all("rank 1: File too large" in said for said, *_ in results)
-    assert all(left == ["step-00000002", "step-00000003"] for _, *left in results)
-    assert sorted(path.name for path in root.iterdir()) == ["step-00000003", "step-00000004"]
-    assert latest(root) == root / "step-00000004"
 
 
 def test_a_newer_format_is_refused_by_name(saved: tuple[Path, Any], tmp_path: Path) -> None:
