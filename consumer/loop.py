@@ -26,6 +26,7 @@ from consumer.guard import Guard, Verdict, record_bad
 from consumer.metrics import Sink, StepReport, tell
 from consumer.objective.flow import FlowObjective
 from consumer.phases import Phases
+from consumer.profiler import Profiler
 from consumer.saver import Saver, SaveReport
 from consumer.schedule import ScheduleConfig, rate
 from consumer.stats import Stats, Totals, peak_memory
@@ -75,6 +76,7 @@ class Training:
     audit: Audit
     guard: Guard
     saver: Saver
+    profiler: Profiler
     pictures: Pictures
     watchdog: Watchdog
     stop: Stop
@@ -109,7 +111,8 @@ def train(run: Training, start: int) -> Ended | GoBack:
         _validate(run, held_out, 0)
     run.audit.sealed(start)
     for step in range(start, run.config.steps):
-        ended = _step(run, step)
+        with run.profiler.step(step + 1):
+            ended = _step(run, step)
         if isinstance(ended, GoBack) or (ended and ended.cause is Cause.CORRUPTION):
             run.saver.settle()  # what is in memory now is not to be saved
             return ended
@@ -241,7 +244,7 @@ def _validate(run: Training, held_out: list[Fed], done: int) -> None:
         return  # the recipe holds nothing out
     run.watchdog.beat("validation")
     batches = [fed.batch for fed in held_out]
-    tell(run.sinks, validation_loss(run.engine.module, run.objective, batches, run.mesh, done))
+    tell(run.sinks, validation_loss(run.engine, run.objective, batches, done))
 
 
 def _acknowledge(run: Training, report: SaveReport | None) -> None:

@@ -16,7 +16,10 @@ from consumer.evaluate.pictures import PicturesConfig
 from consumer.guard import GuardConfig
 from consumer.loop import TrainConfig
 from consumer.preflight.exchange import PreflightConfig
+from consumer.profiler import ProfileConfig
 from consumer.schedule import ScheduleConfig
+from consumer.sink.prometheus import PrometheusConfig
+from consumer.sink.wandb import WandbConfig
 from consumer.source.flight import PullConfig
 from consumer.watchdog import WatchdogConfig
 from launch.config import load, show
@@ -24,6 +27,7 @@ from launch.farewell import leave, say
 from launch.sample_config import SampleConfig
 from model.flow import FlowConfig
 from model.mmdit import MMDiTConfig
+from model.recompute import RecomputeConfig
 from parallel.engine import OptimConfig
 from parallel.mesh import MeshConfig
 from producer.cache import CacheConfig
@@ -53,6 +57,7 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     fleet: FleetConfig
     pull: PullConfig
     model: MMDiTConfig
+    recompute: RecomputeConfig = Field(default_factory=RecomputeConfig)
     mesh: MeshConfig
     optim: OptimConfig
     schedule: ScheduleConfig
@@ -65,6 +70,9 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     pictures: PicturesConfig = Field(default_factory=PicturesConfig)
     preflight: PreflightConfig = Field(default_factory=PreflightConfig)
     watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
+    prometheus: PrometheusConfig = Field(default_factory=PrometheusConfig)
+    wandb: WandbConfig = Field(default_factory=WandbConfig)
     sample: SampleConfig
 
     @model_validator(mode="after")
