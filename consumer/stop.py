@@ -12,6 +12,7 @@ wins, so that being preempted is what a launcher reads if several signals came.
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +32,7 @@ class Stop:
     def __init__(self, grace_s: float, folder: Path | None = None, run: str = "") -> None:
         self.code, self.step = 0, 0
         self._grace_s, self._folder, self._run = grace_s, folder, run
+        self._then: list[Callable[[], None]] = []
         self._closed = threading.Event()
         # Python runs a handler between two bytecodes of the main thread: never while it waits for a peer that is gone.
         # The interpreter's C handler writes the signal's number here at once, and a thread acts on it.
@@ -51,6 +53,12 @@ class Stop:
             os.write(self._write, bytes([worst - 128]))
         self.code = worst or self.code
         return worst
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Call `act` once an end is asked for, from another thread; now, if that has happened."""
+        self._then.append(act)
+        if self.code:
+            act()
 
     def close(self) -> None:
         """Give the signals back and force no end any more. A run does without: its own end may hang as well."""
@@ -73,6 +81,8 @@ class Stop:
             asked = [number for number in said if number in SIGNALS]
         if asked:
             self.code = self.code or 128 + asked[0]
+            for act in self._then:
+                act()
             if not self._closed.wait(self._grace_s):
                 self._force()
         os.close(self._read)

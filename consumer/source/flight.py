@@ -31,6 +31,7 @@ _POLL_S = 1.0  # how long the coordinator holds a question before it says "not y
 _PAUSE_S = 0.2  # before the next try after nobody answered
 _WATCH_S = 0.1
 _CLOSE_S = 2.0
+_HURRY_S = 1.0
 
 
 class SourceError(ValueError):
@@ -246,6 +247,7 @@ class FlightSource:
         self._error: SourceError | None = None
         self._trouble = "no answer yet"  # why the thread has no unit yet
         self._ack = self._acked = -1
+        self._until = float("inf")  # no wait goes on after this
         self._closed = False
         self._puller: threading.Thread | None = None
         self._watcher = self._run(self._watch)
@@ -270,12 +272,22 @@ class FlightSource:
             while not self._ready:
                 if self._error:
                     raise self._error
-                if not self._state.wait(deadline - time.monotonic()):
+                left = min(deadline, self._until) - time.monotonic()
+                if left <= 0 and self._until < deadline:
+                    raise SourceError(f"{unit} is not waited for, since training is asked to end: {self._trouble}")
+                if left <= 0:
                     raise self._late(unit, self._trouble)
+                self._state.wait(left)
             pulled, batch = self._ready.popleft()
             assert pulled == unit, f"the schedule has {pulled}, asked for {unit}"
             self._state.notify_all()
             return batch
+
+    def hurry(self) -> None:
+        """Wait a moment longer for a unit of the schedule and then no more: training is asked to end."""
+        with self._state:
+            self._until = time.monotonic() + _HURRY_S
+            self._state.notify_all()
 
     def fetch(self, unit: UnitId) -> pa.RecordBatch:
         """A unit outside the schedule, pulled now. SourceError if it does not come within `wait_s`."""

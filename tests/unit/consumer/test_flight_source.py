@@ -132,6 +132,22 @@ def test_a_unit_that_does_not_come_in_time_is_an_error_that_says_why(tmp_path: P
             source.fetch(UnitId("empty", 0, 0))
 
 
+def test_a_training_that_is_asked_to_end_waits_a_moment_and_no_more(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        source = running.source(wait_s=60)
+        source.hello(0)
+        source.follow(schedule, 0, 5)
+        asked = threading.Timer(0.2, source.hurry)
+        start = time.monotonic()
+        asked.start()
+        with pytest.raises(SourceError, match=r"train step 0 unit 0 is not waited for, .*no worker has reported yet"):
+            source.next_unit(train(0, 0))
+        assert time.monotonic() - start < 10
+        running.worker("w0")
+        until(lambda: bool(source._ready))
+        assert source.next_unit(train(0, 0)).num_rows  # what is there is still given
+
+
 def test_an_older_start_is_told_so_where_it_waits(tmp_path: Path) -> None:
     with farm(tmp_path) as running:
         running.worker("w0")

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_the_greatest_code_wins_on_every_rank(stop: Stop) -> None:
     assert stop.said() == 130
     assert stop.heard(max(stop.said(), 143)) == 143
     assert stop.code == 143
+
+
+def test_who_waits_is_told_at_once_and_who_comes_late_too(stop: Stop) -> None:
+    told = threading.Event()
+    stop.then(told.set)
+    assert not told.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert told.wait(5)
+    late = threading.Event()
+    stop.then(late.set)
+    assert late.is_set()
 
 
 def test_closing_gives_the_signals_back() -> None:
