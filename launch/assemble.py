@@ -63,6 +63,7 @@ def assemble(
     pull, welcome = meet(settings, mesh, start)
     if pull:
         parts.callback(pull.close)
+        stop.then(pull.hurry)
     source = GroupSource(pull, welcome, mesh)
     sinks = listen(settings, start) if mesh.rank == 0 else []
     for sink in sinks:

@@ -73,6 +73,7 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog) -> Ended:
         guard = Guard(settings.guard)
         ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest)
         while isinstance(ended, GoBack):
+            watchdog.beat("load")
             newest = find(settings, mesh)
             if newest is None:
                 return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
