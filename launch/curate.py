@@ -7,8 +7,6 @@ Stopped at any moment it goes on from there; run again without a change it score
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.curate import Funnel, Progress, curate
 
@@ -113,19 +112,12 @@ def main() -> int:
     funnel = run(settings)
     show(funnel)
     if arguments.report:
-        _write(arguments.report, json.dumps(report(funnel, time.monotonic() - began), indent=2) + "\n")
+        write_report(arguments.report, report(funnel, time.monotonic() - began))
     return 0
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the funnel there as JSON")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

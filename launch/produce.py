@@ -7,7 +7,6 @@ SIGTERM ends it, its workers and its own Ray within five seconds.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.api.channel import RefusedError, UnreachableError
 from producer.cache import fill
@@ -48,7 +48,7 @@ def main() -> NoReturn:
         # While it starts; Ray has SIGTERM raise the second.
         leave(128 + signal.SIGINT)
     if arguments.report:
-        write(arguments.report, report)
+        write_report(arguments.report, report)
     print("ended")
     leave(0)
 
@@ -153,13 +153,6 @@ def check(settings: Settings) -> None:
     """Find what is missing before anything is started: encoders, index."""
     require_folders(settings.encoder.root)
     Index.open(settings.curate.index)
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(aside, path)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

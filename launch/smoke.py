@@ -21,6 +21,7 @@ from rich.table import Table
 
 from consumer.metrics import lines
 from launch.child import Child, ChildError, MemoryWatch, python, stop, torchrun
+from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 
 # The least that the validation loss must fall.
@@ -86,7 +87,7 @@ def main() -> int:
     smoke.report["seconds"] = smoke.seconds | {"all": round(time.monotonic() - began, 1)}
     smoke.report["peak_memory_gb"] = round(memory.peak_bytes / 1e9, 2)
     path = smoke.dir / "report.json"
-    path.write_text(json.dumps(smoke.report, indent=2) + "\n")
+    write_report(path, smoke.report)
     show(smoke.report, path)
     return judge(smoke.report)
 
