@@ -112,7 +112,10 @@ def _together(mesh: Mesh | None, act: Callable[[], T]) -> T:
     if mesh is not None and not mesh.every(error is None):
         error = error or _ElsewhereError("another rank could not; its log says why")
     if error is not None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # or it and this frame hold each other, and what was read with them
     return done
 
 
