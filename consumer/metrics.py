@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -103,9 +103,9 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in lines(path) if line["step"] <= resumed] if resumed else []
         aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with aside.open("w") as kept:
+            kept.writelines(line for line, said in _whole(path) if said["step"] <= resumed and resumed)
         os.replace(aside, path)
         self.file = path.open("a")
 
@@ -121,15 +121,19 @@ class JsonLines:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last one cut off by a kill is left out."""
+    return [said for _, said in _whole(path)]
+
+
+def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line, as it is and as it reads. Files of long runs are large: one at a time."""
     if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: a line was cut off by an earlier end: %.40r", path, line)
-    return found
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield line.rstrip("\n") + "\n", json.loads(line)
+            except json.JSONDecodeError:
+                log.warning("%s: a line was cut off by an earlier end: %.40r", path, line)
 
 
 def tell(sinks: Sequence[Sink], report: Report) -> None:

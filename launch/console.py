@@ -1,5 +1,6 @@
 """What people watch while a model trains: one live view on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections import deque
 
@@ -37,7 +38,7 @@ class TrainingView:
                 expand=True,
             )
             self._task = self._bar.add_task("", total=steps, completed=done)
-            self._live = Live(self._bar, console=self.console, refresh_per_second=4)
+            self._live = Live(console=self.console, refresh_per_second=4, get_renderable=self._view)
             self._live.start()
 
     def __call__(self, report: Report) -> None:
@@ -47,8 +48,6 @@ class TrainingView:
             self._note("validation", report.step, f"loss {report.loss:.4f} ({report.samples} samples)")
         else:
             self._note("pictures", report.step, report.path)
-        if self._live:
-            self._live.update(self._view())
 
     def _step(self, report: StepReport) -> None:
         if report.step <= self._ends[-1][0]:  # training went back to a checkpoint
@@ -80,7 +79,8 @@ class TrainingView:
 
     def _numbers(self) -> list[str]:
         """The last loss, and means over the last steps."""
-        recent, last = self._recent, self._recent[-1]
+        recent = list(self._recent)
+        last = recent[-1]
         seconds = sum(report.seconds for report in recent)
         shares = [report.mfu for report in recent if report.mfu is not None]
         return [
@@ -93,18 +93,19 @@ class TrainingView:
         ]
 
     def _view(self) -> Group:
-        """The bar, the numbers, and what lately happened."""
+        """The bar, the numbers, and what lately happened. Drawn by rich's thread, four times a second."""
         rows = Table.grid(padding=(0, 2))
-        if self._recent:
-            last = self._recent[-1]
+        recent = list(self._recent)
+        if recent:
+            last = recent[-1]
             rows.add_row("now", "  ".join(self._numbers()))
             line = f"{last.seconds:.2f} s  norm {last.gradient_norm:.3g}  rate {last.rate:.3g}{_split(last)}"
             rows.add_row("step", line)
-            rows.add_row("by noise", _levels([report.loss_by_level for report in self._recent]))
-            rows.add_row("by size", _buckets([report.loss_by_bucket for report in self._recent]))
+            rows.add_row("by noise", _levels([report.loss_by_level for report in recent]))
+            rows.add_row("by size", _buckets([report.loss_by_bucket for report in recent]))
         if self._skipped:
             rows.add_row("not applied", f"{self._skipped} since the start")
-        for kind, said in self._notes.items():
+        for kind, said in list(self._notes.items()):
             rows.add_row(kind, Text(said))
         return Group(self._bar, rows)
 
@@ -140,7 +141,7 @@ def _means(parts: list[dict[str, Part]]) -> dict[str, float]:
 
 def _levels(parts: list[dict[str, Part]]) -> str:
     """A bar a bin of noise levels, from clean to noise, and the range of their losses."""
-    means = {name: loss for name, loss in sorted(_means(parts).items()) if loss == loss}
+    means = {name: loss for name, loss in sorted(_means(parts).items()) if math.isfinite(loss)}
     if not means:
         return ""
     low, high = min(means.values()), max(means.values())

@@ -32,3 +32,15 @@ def test_a_loss_survives_the_file_to_the_bit(tmp_path: Path) -> None:
     sink(report(1, loss=1 / 3))
     sink.close()
     assert json.loads((tmp_path / "train.jsonl").read_text())["loss"] == 1 / 3
+
+
+def test_a_line_that_lost_only_its_end_is_kept_and_ended(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    first = JsonLines(path, 0)
+    first(report(1))
+    first.close()
+    path.write_text(path.read_text().rstrip("\n"))
+    second = JsonLines(path, 1)
+    second(report(2))
+    second.close()
+    assert [line["step"] for line in lines(path)] == [1, 2]

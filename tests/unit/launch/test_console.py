@@ -1,6 +1,8 @@
 """The training view: plain lines in a file, one redrawn view on a terminal."""
 
+import dataclasses
 import io
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +96,15 @@ def test_a_terminal_shows_one_view_of_all() -> None:
         "step 4: run/step-4[a].png",
     ):
         assert said in shown
+
+
+def test_losses_that_are_no_numbers_spoil_no_view() -> None:
+    out = io.StringIO()
+    view = TrainingView(10, 0, 5, Console(file=out, force_terminal=True, width=120, color_system=None))
+    wrong = {"0.0-0.1": Part(math.nan, 1), "0.1-0.2": Part(math.inf, 1), "0.2-0.3": Part(0.5, 1)}
+    view(dataclasses.replace(report(1, loss=math.nan, applied=False), loss_by_level=wrong))
+    view.close()
+    assert "0.2 ▁ 0.3  loss 0.5000 to 0.5000" in out.getvalue() and "256x320 nan" in out.getvalue()
 
 
 @pytest.mark.parametrize(
