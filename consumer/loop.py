@@ -143,8 +143,8 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
     run.watchdog.beat("optimizer")
     phases.enter("optimizer")
     learning_rate = run.engine.config.lr * rate(run.schedule, step)
+    run.saver.taken()  # the checkpoint in flight was copied until here, and pictures change weights too
     if verdict.action == "apply":
-        run.saver.taken()  # the checkpoint in flight was copied until here
         run.engine.apply(learning_rate, told.norm, max(told.totals.samples, 1))
         run.ema.update(run.engine, step)
     else:
