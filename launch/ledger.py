@@ -33,7 +33,8 @@ OTHER = "activations"
 class Ledger(TorchDispatchMode):
     """Enter it around the run. `now` and `peak` are bytes of what was made inside and is alive; by tag too.
 
-    `flops` are those of the matrix products that ran, as `flops_of` says or else torch counts them. `traffic` holds the bytes of the whole tensor of each collective.
+    `flops` are those of the matrix products that ran, as `flops_of` says or else torch counts them. `traffic` holds the
+    bytes of the whole tensor of each collective.
     """
 
     def __init__(self, flops_of: Callable[[Any, tuple[Any, ...]], int | None]) -> None:
