@@ -12,12 +12,12 @@ class Lenient:
     """A sink that is left out from its first failure on, which a warning names once; `name` is what people call it."""
 
     def __init__(self, name: str, open_: Callable[[], Sink]) -> None:
-        """`open_` may fail for the machine's reasons (OSError); what a person set wrong is raised as ever."""
+        """`open_` may fail like the rest: what a person can set wrong is checked on every rank before."""
         self.name = name
         self._sink: Sink | None = None
         try:
             self._sink = open_()
-        except OSError as error:
+        except Exception as error:
             self._leave_out(error)
 
     def __call__(self, report: Report) -> None:
