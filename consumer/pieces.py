@@ -110,7 +110,7 @@ def _digest(path: Path, start: int) -> bytes:
     buffer = memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        while start < end and (count := file.readinto(buffer)):
+        while start < end and (count := file.readinto(buffer[: end - start])):
             digest.update(buffer[:count])
             start += count
     return digest.digest()
