@@ -13,8 +13,9 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -190,6 +191,14 @@ def write_status(
     return True
 
 
+def in_time(act: Callable[[], object], seconds: float) -> bool:
+    """Run `act` beside and wait so long: a file system that answers no more must hold up nobody's end."""
+    thread = threading.Thread(target=act, name="in time", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 def read_status(folder: Path) -> Status | None:
     """What the run in `folder` ended with; None if nothing readable is there."""
     try:
@@ -260,10 +269,7 @@ def _replace(path: Path, text: str) -> None:
     block = text.encode().ljust(_BLOCK - 1) + b"\n"
     aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
-            file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+        aside.write_bytes(block)  # no fsync: it would wait for all that a checkpoint is writing
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)

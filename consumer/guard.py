@@ -172,7 +172,6 @@ def record_bad(
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.write(file, (json.dumps(said, allow_nan=False) + "\n").encode())
-            os.fsync(file)
         finally:
             os.close(file)
     except OSError as error:

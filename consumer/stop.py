@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from consumer.endings import cause_of_signal, write_status
+from consumer.endings import cause_of_signal, in_time, write_status
 
+_WRITE_S = 3.0  # for the last word
 SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -89,6 +90,7 @@ class Stop:
 
     def _force(self) -> None:
         said = f"the step did not end within {self._grace_s:g} s of the signal; ended without a save"
-        if self._folder is not None:
-            write_status(self._folder, cause_of_signal(self.code - 128), step=self.step, message=said, run=self._run)
+        cause, folder = cause_of_signal(self.code - 128), self._folder
+        if folder is not None:
+            in_time(lambda: write_status(folder, cause, step=self.step, message=said, run=self._run), _WRITE_S)
         os._exit(self.code)

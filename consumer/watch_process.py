@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from consumer.endings import Cause, Start, write_status
+from consumer.endings import Cause, Start, in_time, write_status
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ _FROZEN_S = 1.0  # most that one poll adds to an age: a machine that was suspend
 _ANSWER_S = 2.0  # for the stacks
 _SETTLED_S = 0.1  # without another byte: a rank has written all of them
 _KILLED_S = 5.0  # for a killed process to be gone
+_WRITE_S = 5.0  # for what it writes: the file system may be what everything hangs on
 _ABANDONED_S = 3600.0
 
 
@@ -189,10 +190,16 @@ class Watch:
     def end(self) -> None:
         """A hang: stacks, status, the end of all ranks of this machine."""
         self._ask_for_stacks()
-        rank = self.behind()
+        rank, name = (
+            self.behind(),
+            f"stacks-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{socket.gethostname()}.txt",
+        )
         said = f"{rank.where()} made no step for {rank.idle_s:.1f} s, its limit is {rank.beat.limit_s:g} s"
-        said += f"; stacks: {self._write_stacks(said)}"
+        stacks, path = self._stacks(said), self.orders.out / name
+        said += f"; stacks: {path}"
         log.error("%s", said)
+        if not in_time(lambda: _write(path, stacks), _WRITE_S):
+            log.error("%s: not written in %g s; it would say\n%s", path, _WRITE_S, stacks)
         if not any(other.lost for other in self.ranks.values()):  # else that is why the rest waits
             self._status(Cause.HANG, rank, said)
         for number, patience_s in ((signal.SIGTERM, self.orders.grace_s), (signal.SIGKILL, _KILLED_S)):
@@ -229,30 +236,30 @@ class Watch:
 
         _until(settled, _ANSWER_S)
 
-    def _write_stacks(self, said: str) -> Path:
+    def _stacks(self, said: str) -> str:
         parts = [f"{said}\n"]
         for _, rank in sorted(self.ranks.items()):
             why = "stopped, it cannot answer" if rank.stopped else "no answer" if rank.alive else "gone"
-            idle = f"{rank.where()}, for {rank.idle_s:.1f} s"
-            parts.append(
-                f"=== {'ended: ' if rank.beat.ended else ''}{idle}\n{rank.stacks() or f'(no stacks: {why})'}\n"
-            )
-        text = "\n".join(parts)
-        path = self.orders.out / f"stacks-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{socket.gethostname()}.txt"
-        aside = path.with_name(f".{path.name}")
-        try:
-            self.orders.out.mkdir(parents=True, exist_ok=True)
-            aside.write_text(text)
-            os.replace(aside, path)
-        except OSError as error:
-            log.error("%s: not written: %s; it would say\n%s", path, error, text)
-        return path
+            where = f"{'ended: ' if rank.beat.ended else ''}{rank.where()}, for {rank.idle_s:.1f} s"
+            parts.append(f"=== {where}\n{rank.stacks() or f'(no stacks: {why})'}\n")
+        return "\n".join(parts)
 
     def _status(self, cause: Cause, rank: Rank, said: str) -> None:
         orders, step = self.orders, max(rank.beat.step, 0)
-        write_status(
-            orders.out, cause, step=step, message=said, rank=rank.number, run=orders.run, start=orders.start, sure=True
-        )
+
+        def write() -> None:
+            write_status(
+                orders.out,
+                cause,
+                step=step,
+                message=said,
+                rank=rank.number,
+                run=orders.run,
+                start=orders.start,
+                sure=True,
+            )
+
+        in_time(write, _WRITE_S)
 
 
 def process(pid: int) -> tuple[str, int] | None:
@@ -262,6 +269,16 @@ def process(pid: int) -> tuple[str, int] | None:
     except (OSError, ValueError):
         return None
     return fields[0], int(fields[19])
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text)
+        os.replace(aside, path)
+    except OSError as error:
+        log.error("%s: not written: %s; it would say\n%s", path, error, text)
 
 
 def _until(fine: Callable[[], bool], timeout_s: float) -> bool:

@@ -136,6 +136,7 @@ def _watch(orders: Orders) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "consumer.watch_process", orders.dump()],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": path},
         )

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from consumer.checkpoint import CheckpointError
-from consumer.endings import ENDINGS, SIGNALLED, STATUS, Cause, Start, classify, read_status, write_status
+from consumer.endings import ENDINGS, SIGNALLED, STATUS, Cause, Start, classify, in_time, read_status, write_status
 from consumer.source.group import PullError
 from launch.config import ConfigError
 from parallel.mesh import MeshError
@@ -136,7 +137,7 @@ def test_on_a_full_disk_the_block_that_is_there_is_written_over(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     assert write_status(tmp_path, Cause.DISK, step=9, message="x" * 10_000, start=FIRST)
     assert cause_in(tmp_path) is Cause.DISK
     assert (tmp_path / STATUS).stat().st_size == size
@@ -155,6 +156,16 @@ def test_an_unreadable_status_is_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / STATUS).write_text(text)
     assert read_status(tmp_path) is None
     assert write_status(tmp_path, Cause.DONE, step=1, start=FIRST)
+
+
+def test_a_file_system_that_answers_no_more_holds_up_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / STATUS)  # reading it waits for a writer that never comes
+    start = time.monotonic()
+    assert not in_time(lambda: write_status(tmp_path, Cause.HANG, step=0, start=FIRST), 0.3)
+    assert time.monotonic() - start < 5
+    with (tmp_path / STATUS).open("w"):  # lets it go
+        pass
+    assert in_time(lambda: None, 5)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from consumer import watchdog
-from consumer.endings import Cause, Start, Status, read_status
+from consumer.endings import STATUS, Cause, Start, Status, read_status
 from consumer.watch_process import POLL_S, Beat, Orders, Rank, Watch, process
 from consumer.watchdog import Watchdog, WatchdogConfig, WatchdogError
 
@@ -195,6 +195,13 @@ def test_a_hang_is_found_within_its_limit_and_two_seconds(jobs: list[Job], tmp_p
     asked = time.monotonic()
     job.finish()
     assert HANG_S - 0.5 < time.monotonic() - asked < HANG_S + 2 + 1
+
+
+def test_a_file_system_that_answers_no_more_does_not_keep_the_ranks(jobs: list[Job], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / STATUS)  # reading it waits for a writer that never comes
+    job = launched(jobs, RANK + DEADLOCK, tmp_path, 0, HANG_S, ranks=1)
+    assert job.finish() == [-signal.SIGTERM]
+    assert "in deadlocks" in job.stacks
 
 
 def test_a_stopped_rank_is_named_as_such(jobs: list[Job], tmp_path: Path) -> None:
