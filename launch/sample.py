@@ -35,7 +35,8 @@ def main() -> int:
     model = load_model(reader, getattr(torch, config.dtype), config.device)
     print(f"sampling {len(config.pictures)} pictures from {reader.path}, step {reader.step}", flush=True)
     texts, negative = encode(config, settings.encoder, model)
-    vae = ImageVae(settings.encoder.root / "vae", getattr(torch, settings.encoder.dtype), settings.encoder.device)
+    encoder = settings.encoder
+    vae = ImageVae(encoder.root / "vae", getattr(torch, encoder.dtype), encoder.device, encoder.tiling)
     check_channels(vae, model)
     pictures: list[np.ndarray] = []
     for start in range(0, len(texts), config.batch):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, field_validator
 
+from model.vae_tiles import Tiling
 from producer.api.bucket import Bucket
 from producer.api.unit import Encoded, Latent
 from producer.digest import hash_folder
@@ -43,6 +44,7 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     device: str = "cpu"  # or cuda, cuda:1, ...
     threads: int = Field(default=1, ge=1)  # CPU threads of one worker
     picture_batch: int = Field(default=4, ge=1)  # pictures through the VAE at once
+    tile_above: int = Field(default=0, ge=0)  # pixels a side above which it works in blended tiles; 0: never
     text_batch: int = Field(default=16, ge=1)  # captions through the text encoder at once
     text_multiple: int = Field(default=8, ge=1)  # tokens; captions are padded to a multiple of this
     max_text_tokens: int = Field(default=1024, ge=16, le=1024)  # of a caption and the template's end; more is rejected
@@ -55,6 +57,11 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
         except RuntimeError:
             raise ValueError(f"{device!r} is no device; use cpu, cuda or cuda:1") from None
         return device
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the VAE cuts large pictures, which saves memory and costs exactness where tiles meet."""
+        return Tiling(self.tile_above) if self.tile_above else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +105,7 @@ class Encoder:
         self.config = config
         dtype = getattr(torch, config.dtype)
         try:
-            self._vae = ImageVae(config.root / "vae", dtype, config.device)
+            self._vae = ImageVae(config.root / "vae", dtype, config.device, config.tiling)
             self._prompts = PromptEncoder(
                 config.root,
                 dtype,
