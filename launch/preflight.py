@@ -20,6 +20,7 @@ from consumer.endings import Cause
 from consumer.preflight.exchange import Check, examine
 from consumer.preflight.judge import Finding, Wanted
 from consumer.released import check_released
+from consumer.shelf import steps
 from consumer.source.flight import status
 from launch.config import ConfigError
 from launch.encoder_facts import latent_statistics
@@ -102,7 +103,8 @@ def checks(settings: Settings, mesh: Mesh) -> dict[str, Check]:
         "layers": partial(_layers, settings),
         "encoders": partial(_encoders, settings),
     }
-    if settings.train.start_from is not None:
+    # A run that has checkpoints of its own goes on from them.
+    if settings.train.start_from is not None and not steps(settings.checkpoint.path):
         tried["weights"] = partial(_weights, settings, settings.train.start_from)
     if mesh.tp_rank == 0:
         tried["producers"] = partial(_producers, settings)

@@ -121,7 +121,8 @@ def train(smoke: Smoke) -> None:
     half = smoke.settings.checkpoint.every
     job = smoke.start("train", _training(smoke))
     metrics = smoke.dir / "metrics" / "train.jsonl"
-    job.until(lambda: _steps(metrics) >= half + 3, STAGE_S)
+    there = smoke.settings.checkpoint.path / f"step-{half:08d}"
+    job.until(lambda: _steps(metrics) >= half + 3 and there.exists(), STAGE_S)
     job.kill()
     smoke.alive.remove(job)
     print(f"   killed after step {_steps(metrics)}, checkpoint at {half}", flush=True)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,12 @@ def series(folder: Path, kind: str = "step") -> list[Any]:
 
 
 def wait_for_step(job: "subprocess.Popen[str]", folder: Path, step: int) -> None:
+    wait_for(job, lambda: len(series(folder)) >= step)
+
+
+def wait_for(job: "subprocess.Popen[str]", fine: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
-    while len(series(folder)) < step:
+    while not fine():
         assert job.poll() is None and time.monotonic() < deadline, job.communicate(timeout=5)
         time.sleep(0.02)
 
@@ -106,6 +110,7 @@ def test_a_killed_job_resumes_and_ends_with_the_same_bits(
 ) -> None:
     job = start(command(tmp_path, 2, *tiny, *producers))
     wait_for_step(job, tmp_path, 5)
+    wait_for(job, lambda: (tmp_path / "checkpoints" / "step-00000004").exists())
     kill(family(job))
     job.communicate()
     resumed = run(command(tmp_path, 2, *tiny, *producers))
