@@ -132,13 +132,18 @@ class MLP(nn.Module):
         up, down = GELU(provider.column_and_bias(width, 4 * width)), provider.row(4 * width, width)
         self.net, self._steps = nn.ModuleList([up, nn.Identity(), down]), (up, down)
 
-    def forward(self, entered: Entered, redo: Parts) -> Tensor:
-        """From the entered tokens of a stream to its update, this rank's."""
+    def forward(self, entered: Entered, redo: Parts) -> tuple[Tensor, Tensor]:
+        """From the entered tokens of a stream to its update, this rank's; with the stream itself, which goes by."""
         up, down = self._steps
+
+        def hidden() -> tuple[Tensor, Tensor]:
+            tokens, stream = entered()
+            return up(tokens), stream
+
         if "mlp" in redo:
-            return again(True, lambda: (up(*entered()),), down)
-        product, bias = again("norm" in redo, entered, up.proj)
-        return again("gelu" in redo, lambda: (up.activate(product, bias),), down)
+            return again(True, hidden, lambda x, stream: (down(x), stream))
+        (product, bias), stream = again("norm" in redo, entered, lambda tokens, stream: (up.proj(tokens), stream))
+        return again("gelu" in redo, lambda: (up.activate(product, bias),), down), stream
 
 
 class Block(nn.Module):
@@ -174,18 +179,21 @@ class Block(nn.Module):
             )
 
         image_update, text_update = self.attn(entered, layout, redo)
-        image_out = add_gated(image, mod_i.gate_attn, image_update, owners.image)
-        image_out = self._mlp(self.img_mlp, image_out, mod_i, owners.image, redo)
+        image_out = self._mlp(self.img_mlp, image, image_update, mod_i, owners.image, redo)
         if text_update is None:
             return image_out, text
-        text_out = add_gated(text, mod_t.gate_attn, text_update, owners.text)
-        return image_out, self._mlp(self.txt_mlp, text_out, mod_t, owners.text, redo)
+        return image_out, self._mlp(self.txt_mlp, text, text_update, mod_t, owners.text, redo)
 
-    def _mlp(self, mlp: nn.Module, x: Tensor, mod: Adaln, rows: Rows, redo: Parts) -> Tensor:
-        def entered() -> tuple[Tensor]:
-            return (self.enter(modulate(x, mod.scale_mlp, mod.shift_mlp, rows)),)
+    def _mlp(self, mlp: nn.Module, x: Tensor, update: Tensor, mod: Adaln, rows: Rows, redo: Parts) -> Tensor:
+        """A stream with attention's update, through its MLP."""
 
-        return add_gated(x, mod.gate_mlp, mlp(entered, redo), rows)
+        def entered() -> tuple[Tensor, Tensor]:
+            # In here, so that who makes the entered tokens again keeps x and the update, kept anyway, and not the sum.
+            stream = add_gated(x, mod.gate_attn, update, rows)
+            return self.enter(modulate(stream, mod.scale_mlp, mod.shift_mlp, rows)), stream
+
+        second, stream = mlp(entered, redo)
+        return add_gated(stream, mod.gate_mlp, second, rows)
 
 
 def _both(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
