@@ -173,7 +173,7 @@ def _backward(run: Training, step: int, fed: Sequence[Fed], phases: Phases) -> l
                 run.audit.gathered(step)
             loss.backward()
         flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
-        run.stats.add(unit.batch, each, flops, unit.waited)
+        run.stats.add(unit.batch, each, flops)
         losses.append(each)
     return losses
 

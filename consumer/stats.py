@@ -54,11 +54,10 @@ class Stats:
         self._losses: list[Tensor] = []
         self._sigmas: list[Tensor] = []
         self._sizes: list[tuple[int, int]] = []
-        self._tokens, self._flops, self.waited = 0, 0.0, 0.0
+        self._tokens, self._flops = 0, 0.0
 
-    def add(self, batch: Batch, each: Tensor, flops: float, waited: float) -> None:
-        """Take in a unit: the losses `each` [b] of its samples, its model FLOPs, the seconds waited for it."""
-        self.waited += waited
+    def add(self, batch: Batch, each: Tensor, flops: float) -> None:
+        """Take in a unit: the losses `each` [b] of its samples, and its model FLOPs; no operator runs."""
         if batch.keys:
             self._losses.append(each)
             self._sigmas.append(batch.sigma)

@@ -83,7 +83,7 @@ def assemble(
     resolved = json.loads(settings.model_dump_json())
     saver = Saver(settings.checkpoint, engine, ema, mesh, resolved, partial(watchdog.beat, "save"))
     parts.callback(saver.close)
-    vae, sheets = settings.encoder.root / "vae", settings.train.metrics / "pictures"
+    vae, sheets, tiling = settings.encoder.root / "vae", settings.train.metrics / "pictures", settings.encoder.tiling
     return Training(
         config=settings.train,
         schedule=settings.schedule,
@@ -99,7 +99,7 @@ def assemble(
         guard=guard,
         saver=saver,
         profiler=Profiler(settings.profile, mesh.rank, settings.train.metrics / "profile"),
-        pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets),
+        pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets, tiling=tiling),
         watchdog=watchdog,
         stop=stop,
         sinks=sinks,

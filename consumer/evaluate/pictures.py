@@ -24,6 +24,7 @@ from model.latent import denormalise, normalise, pack, unpack
 from model.mmdit import MMDiT
 from model.sampler import conditioned, euler, guided
 from model.vae import ImageVae, read_config
+from model.vae_tiles import Tiling
 from parallel.engine import Engine
 from parallel.mesh import Mesh
 from producer.api.unit import Encoded, UnitId
@@ -54,10 +55,11 @@ class Pictures:
         *,
         vae: Path,
         folder: Path,
+        tiling: Tiling | None = None,
     ) -> None:
         self.config, self.engine, self.ema, self.objective = config, engine, ema, objective
         self.mesh: Mesh = engine.mesh
-        self.vae, self.folder = vae, folder
+        self.vae, self.folder, self.tiling = vae, folder, tiling
         self._units, self._slot = source.welcome.validation_units, 0
         self._samples: dict[int, Encoded] = {}
         if config.every and self._units:
@@ -140,7 +142,7 @@ class Pictures:
     def _write(self, latents: dict[int, Tensor], path: Path) -> tuple[str, ...]:
         """The captions of the sheet at `path`. The VAE lives for the moment only: its memory is the training's."""
         cuda = self.mesh.device.type == "cuda"
-        vae = ImageVae(self.vae, torch.bfloat16 if cuda else torch.float32, str(self.mesh.device))
+        vae = ImageVae(self.vae, torch.bfloat16 if cuda else torch.float32, str(self.mesh.device), self.tiling)
         pictures = [_pixels(vae, latent) for latent in latents.values()]
         captions = tuple(self._samples[k].caption for k in latents)
         save(compose(pictures, captions, min(4, len(pictures)), find_font()), path)

@@ -19,6 +19,6 @@ def validation_loss(engine: Engine, objective: FlowObjective, batches: list[Batc
     stats = Stats(engine.mesh, ())
     for batch in batches:
         _, each = objective.loss(engine.module, batch)
-        stats.add(batch, each, 0.0, 0.0)
+        stats.add(batch, each, 0.0)
     totals = stats.read(stats.reduced().tolist())
     return ValidationReport(step, totals.mean, totals.samples, time.perf_counter() - start, totals.loss_by_level)

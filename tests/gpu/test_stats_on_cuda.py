@@ -37,7 +37,7 @@ def test_a_step_s_numbers_wait_for_nothing_and_equal_the_cpu_s(mesh: Mesh) -> No
     stats.start()
     phases.enter("forward")
     for batch, each in zip(batches, losses, strict=True):
-        stats.add(batch, each, 10.0, 0.0)
+        stats.add(batch, each, 10.0)
     torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second at least
     phases.enter("communication")
     vector = stats.reduced()

@@ -59,7 +59,7 @@ def trained(stats: Stats, units: list[list[Encoded]]) -> list[tuple[float, float
     for samples in units:
         batch = flow.batch(samples, 0, torch.device("cpu"), torch.float32)
         _, each = flow.loss(model, batch)
-        stats.add(batch, each, 10.0 * len(samples), 0.5)
+        stats.add(batch, each, 10.0 * len(samples))
         seen += list(zip(each.tolist(), batch.sigma.tolist(), batch.sizes, strict=False))
     return seen[: sum(map(len, units))]
 
@@ -73,7 +73,7 @@ def test_totals_are_the_sums_over_samples_told_apart_by_level_and_bucket(mesh: M
     assert totals.samples == len(seen) and totals.tokens == sum(h * w // 256 for _, _, (h, w) in seen) + sum(
         2 if dropped else 3 for dropped in drops(seen)
     )
-    assert totals.flops == 10.0 * len(seen) and stats.waited == 4.5
+    assert totals.flops == 10.0 * len(seen)
     assert totals.loss == pytest.approx(math.fsum(loss for loss, *_ in seen), rel=1e-14)
     assert totals.mean == totals.loss / totals.samples
     wanted: dict[str, list[float]] = {}
@@ -107,7 +107,7 @@ def test_the_next_step_starts_from_nothing(mesh: Mesh) -> None:
     seen = trained(stats, [unit(1, 2)])
     totals = stats.read(stats.reduced().tolist())
     assert totals.samples == 2 and totals.loss == pytest.approx(sum(loss for loss, *_ in seen))
-    assert set(totals.loss_by_bucket) == {"48x32"} and stats.waited == 0.5
+    assert set(totals.loss_by_bucket) == {"48x32"}
 
 
 @pytest.mark.parametrize("units", [[], [[]]])
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_shows_in_its_own_level_and_bucket_alone(mesh: 
         batch = flow.batch(unit(number, 1), 0, torch.device("cpu"), torch.float32)
         _, each = flow.loss(model, batch)
         batch.sigma.fill_(0.05 if bad else 1.0)
-        stats.add(batch, each * math.nan if bad else each, 1.0, 0.0)
+        stats.add(batch, each * math.nan if bad else each, 1.0)
     totals = stats.read(stats.reduced().tolist())
     assert math.isnan(totals.loss) and totals.samples == 2
     assert math.isnan(totals.loss_by_level["0.0-0.1"].loss) and math.isfinite(totals.loss_by_level["0.9-1.0"].loss)
@@ -163,7 +163,7 @@ def test_nothing_waits_for_the_device_and_a_unit_costs_no_operator(mesh: Mesh, m
     with Waits() as adding:
         stats.start()
         for batch, each in zip(batches, losses, strict=True):
-            stats.add(batch, each, 1.0, 0.0)
+            stats.add(batch, each, 1.0)
     with Waits() as reducing:
         vector = stats.reduced()
     monkeypatch.undo()
