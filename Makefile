@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke test check fmt bench bench-model gpu clean
+.PHONY: setup smoke test check fmt bench bench-model bench-train soak gpu clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,15 @@ bench: setup
 bench-model: setup
 	$(BIN)/python -m pytest tests/bench/test_mmdit.py tests/bench/test_vae.py tests/bench/test_prompt.py \
 		tests/bench/test_load.py -s --timeout=1800
+
+# The training loop against its bare parts, recompute and checkpoints; numbers in runs/bench/train.json.
+bench-train: setup
+	$(BIN)/python -m pytest tests/bench/test_train.py tests/bench/test_recompute.py tests/bench/test_checkpoint.py \
+		-s --timeout=1800
+
+# The fault tests at full length: hours. Results in runs/soak/report.json.
+soak: setup
+	$(BIN)/python -m pytest tests/soak -s --timeout=7200
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu -s --timeout=1800
