@@ -1,12 +1,13 @@
 """Check, on every rank, all that a training needs before its first step; as a command, without training.
 
-    torchrun --nproc-per-node 2 launch/preflight.py launch/configs/smoke.toml [key.path=value ...] [--show]
+    torchrun --nproc-per-node 2 launch/preflight.py launch/configs/smoke.toml [key.path=value ...] [--needs 61GB]
 
 Prints one table: each check, what was found, what would mend it. Ends with code 2 if anything failed. It asks the
 producers for their status only, writes nothing but a small file in each folder for a moment, and disturbs no training
 that runs with the same settings.
 """
 
+import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from consumer.shelf import steps
 from consumer.source.flight import status
 from launch.config import ConfigError
 from launch.encoder_facts import latent_statistics
+from launch.estimate import size
 from launch.settings import Settings, command_line, guarded
 from launch.trainable import check_trainable
 from model.count import parameters
@@ -48,13 +50,17 @@ class PreflightError(ConfigError):
 
 
 def main() -> int:
-    settings, _ = command_line(__doc__)
+    settings, arguments = command_line(__doc__, _options)
     mesh = Mesh.start(settings.mesh)
     try:
-        preflight(settings, mesh)
+        preflight(settings, mesh, arguments.needs and size(arguments.needs))
     finally:
         mesh.close()
     return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--needs", metavar="SIZE", help="a rank's memory as launch/estimate.py predicts it, like 61GB")
 
 
 def preflight(settings: Settings, mesh: Mesh, needed_bytes: float | None = None) -> None:

@@ -227,8 +227,9 @@ def _own(notes: Sequence[Note]) -> list[Finding]:
             findings.append(Finding(name, asked[0].checks[name][1]))
         for said, those in faults.items():
             where = "" if len(those) == len(notes) else f" ({_places(those)})"
-            wrong, _, fix = said.partition("; ")
-            findings.append(Finding(name, wrong + where, fix or "change what it names"))
+            # The fix is what comes last: libraries' words in between have semicolons of their own.
+            wrong, found, fix = said.rpartition("; ")
+            findings.append(Finding(name, (wrong or said) + where, fix if found else "change what it names"))
     return findings
 
 

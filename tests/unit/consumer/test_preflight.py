@@ -80,6 +80,7 @@ def test_sound_ranks_have_a_line_for_each_check_and_none_fails() -> None:
             change(1, groups=[Reach("dp", (1, 3), 9.0, "timed out", 0.0)]),
             "collectives: dp group of ranks 1, 3: timed o",
         ),
+        (change(1, checks={"encoders": (False, "a; b (c; d); mend")}), "encoders: a; b (c; d) (rank 1 on node0); mend"),
         (change(1, checks={"encoders": (False, "none; make some")}), "encoders: none (rank 1 on node0); make some"),
         (change(1, checks={"encoders": (False, "broken")}), "encoders: broken (rank 1 on node0); change what it names"),
     ],
