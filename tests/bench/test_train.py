@@ -45,7 +45,8 @@ def trained(folder: Path, ranks: int, **environment: str) -> tuple[list[dict[str
     measured = folder / "measured.jsonl"
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MEASURED": str(measured)}
     script = ["tests/bench/train_case.py", "launch/pretrain.py", "launch/configs/smoke.toml", f"run.dir={folder}"]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *script]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--log-dir", str(folder / "torchrun")]
+    start = [*launcher, "--nproc-per-node", str(ranks), *script]
     try:
         done = subprocess.run(
             [*start, *TINY, *MODEL, f"encoder.root={folder}/encoders", *producers.overrides()],

@@ -98,7 +98,7 @@ class Job:
         self.log = folder / "log"
         environment = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), SEEN: str(planted)}
         here = ["--nproc-per-node", ranks, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-        again = ["--max-restarts", restarts, "--monitor-interval", 0.1]
+        again = ["--max-restarts", restarts, "--monitor-interval", 0.1, "--log-dir", folder / "torchrun"]
         script = ["tests/faults/planted.py", "launch/pretrain.py", "launch/configs/smoke.toml", f"run.dir={folder}"]
         arguments = [str(part) for part in (*here, *again, *script, *TINY, *settings)]
         self._process, self._code = None, None
@@ -196,6 +196,15 @@ class Job:
             given = (tuple(line["keys"]), line["digest"])
             assert found.setdefault(line["step"], {}).setdefault(unit, given) == given, f"step {line['step']}, {unit}"
         return {step: dict(sorted(units.items())) for step, units in sorted(found.items())}
+
+    def lost(self) -> list[int]:
+        """Of each fault that ended a start, the finished steps that the next start had to do again."""
+        first: dict[int, int] = {}
+        for line in self.told():
+            if "step" in line:
+                first[line["start"]] = min(line["step"], first.get(line["start"], line["step"]))
+        ends = {line["start"]: line["at"] for line in self.struck()}
+        return [max(0, at - first[start + 1]) for start, at in sorted(ends.items()) if start + 1 in first]
 
     def checkpoints(self) -> list[int]:
         """Steps of the published checkpoints, and nothing else may be where they are."""

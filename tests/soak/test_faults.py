@@ -16,6 +16,7 @@ from tests.faults.test_stop import PHASES, TO, ask, check_saved
 Report = Callable[..., None]
 
 KILLS, KILL_STEPS, EVERY = 20, 60, 5
+LATE = 3  # steps until a checkpoint is published, at most
 LAYOUT_STEPS = 100
 START_S = 120.0
 
@@ -30,8 +31,10 @@ def test_twenty_deaths_leave_the_same_bits(layout: str, start: Start, tmp_path: 
     job = start(tmp_path / "killed", RANKS, *given, faults=faults, restarts=KILLS, forked=False)
     assert job.wait(START_S * (KILLS + 1)) == 0, f"{told(faults)}\n{job.said()[-6000:]}"
     check_same_bits(job, quiet, faults, KILL_STEPS)
+    lost = max(job.lost())
+    assert lost <= EVERY + LATE, job.lost()
     moments = Counter(fault.moment for fault in faults)
-    report(kills=len(job.struck()), moments=dict(moments), steps=KILL_STEPS, bits="equal")
+    report(kills=len(job.struck()), moments=dict(moments), steps=KILL_STEPS, most_steps_lost=lost, bits="equal")
 
 
 @pytest.mark.timeout(1200)
