@@ -40,7 +40,7 @@ class StepReport:
     peak_memory: int = 0  # bytes, the largest of any rank so far: the allocator's on CUDA, the process's elsewhere
     loss_by_level: dict[str, Part] = field(default_factory=dict)  # by bins of sigma, "0.0-0.1" ... "0.9-1.0"
     loss_by_bucket: dict[str, Part] = field(default_factory=dict)  # by HEIGHTxWIDTH
-    split: dict[str, float] = field(default_factory=dict)  # seconds of rank 0 by phase, on the device where it is CUDA
+    split: dict[str, float] = field(default_factory=dict)  # seconds of rank 0 by phase, of the step before: see Phases
     skipped: str = ""  # why the update was not applied
 
     @property

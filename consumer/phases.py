@@ -9,7 +9,8 @@ import torch
 class Phases:
     """One step's phases on this rank: CUDA events on its stream where there is one, the clock elsewhere.
 
-    On CUDA a phase begins when the device reaches it: waiting for data is the time that the device stood idle.
+    On CUDA a phase begins when the device reaches it: waiting for data is the time that the device stood idle. The last
+    one ends after the loop's one wait, so a step's phases are known a step later.
     """
 
     def __init__(self, device: torch.device) -> None:

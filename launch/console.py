@@ -126,7 +126,8 @@ def duration(seconds: float) -> str:
 
 
 def _split(report: StepReport) -> str:
-    return "".join(f"  {phase} {seconds / report.seconds:.0%}" for phase, seconds in report.split.items())
+    whole = sum(report.split.values())
+    return "".join(f"  {phase} {seconds / whole:.0%}" for phase, seconds in report.split.items())
 
 
 def _means(parts: list[dict[str, Part]]) -> dict[str, float]:

@@ -87,7 +87,7 @@ def test_a_terminal_shows_one_view_of_all() -> None:
     shown = "\n".join(last[1:])
     for said in (
         "loss 0.5000  4.0 images/s  500 tokens/s  MFU 25.0%  data wait 25.0%  memory 7.0 GB",
-        "2.00 s  norm 1.5  rate 0.0001  forward 25%  backward 50%",
+        "2.00 s  norm 1.5  rate 0.0001  forward 33%  backward 67%",
         "0.0 ▁▂▃▃▄▅▆▆▇█ 1.0  loss 0.0000 to 0.9000",
         "256x320 0.3125  320x256 0.6250",
         "not applied  1 since the start",
