@@ -39,20 +39,23 @@ def main() -> int:
     folder, run = settings.run.dir, settings.run.dir.name
     stop, watchdog = Stop(settings.train.grace_s, folder, run), Watchdog(settings.watchdog, folder, run)
     try:
-        ended = job(settings, stop, watchdog)
-    except BaseException as error:
-        write_status(folder, classify(error), step=stop.step, message=f"{type(error).__name__}: {error}", run=run)
-        raise
+        with ExitStack() as last:  # leaving the other ranks may take long where one is gone
+            try:
+                ended = job(settings, stop, watchdog, last)
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+                write_status(folder, classify(error), step=stop.step, message=said, run=run)
+                raise
+            write_status(folder, ended.cause, step=stop.step, message=ended.message, run=run)
     finally:
         watchdog.close()
-    write_status(folder, ended.cause, step=stop.step, message=ended.message, run=run)
     if ended.message:
         print(f"{ended.cause}: {ended.message}", file=sys.stderr, flush=True)
     return leave(ended.cause)
 
 
-def job(settings: Settings, stop: Stop, watchdog: Watchdog) -> Ended:
-    """Join the other ranks, build the model, and train until something ends it for good."""
+def job(settings: Settings, stop: Stop, watchdog: Watchdog, last: ExitStack) -> Ended:
+    """Join the other ranks, build the model, and train until something ends it for good; `last` leaves the ranks."""
     watchdog.beat("start")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     check(settings.mesh, num_heads=settings.model.num_attention_heads, world=world)
@@ -62,27 +65,25 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog) -> Ended:
     deal(settings.recipe.units, world // settings.mesh.tp, 0)
     latent_statistics(settings.encoder.root, settings.model)
     mesh = Mesh.start(settings.mesh)
-    try:
-        if mesh.rank == 0:
-            write_status(settings.run.dir, Cause.RUNNING, step=0, run=settings.run.dir.name)
-        watchdog.beat("preflight")
-        preflight(settings, mesh)
+    last.callback(mesh.close)
+    if mesh.rank == 0:
+        write_status(settings.run.dir, Cause.RUNNING, step=0, run=settings.run.dir.name)
+    watchdog.beat("preflight")
+    preflight(settings, mesh)
+    watchdog.beat("load")
+    newest = find(settings, mesh)
+    engine, ema = build(settings, mesh, None if newest else settings.train.start_from)
+    guard = Guard(settings.guard)
+    ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest)
+    while isinstance(ended, GoBack):
         watchdog.beat("load")
         newest = find(settings, mesh)
-        engine, ema = build(settings, mesh, None if newest else settings.train.start_from)
-        guard = Guard(settings.guard)
-        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest)
-        while isinstance(ended, GoBack):
-            watchdog.beat("load")
-            newest = find(settings, mesh)
-            if newest is None:
-                return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
-            if mesh.rank == 0:
-                print(f"going back to {newest}: {ended.reason}", flush=True)
-            ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest, back=True)
-        return ended
-    finally:
-        mesh.close()
+        if newest is None:
+            return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
+        if mesh.rank == 0:
+            print(f"going back to {newest}: {ended.reason}", flush=True)
+        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest, back=True)
+    return ended
 
 
 def find(settings: Settings, mesh: Mesh) -> Path | None:
