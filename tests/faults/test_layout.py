@@ -40,12 +40,12 @@ def saved(start: Start, tmp_path: Path) -> Path:
     return job.folder
 
 
-def go_on(start: Start, saved: Path, name: str, ranks: int, *given: str) -> Job:
+def go_on(start: Start, saved: Path, name: str, ranks: int, *given: str, deadline_s: float = RUN_S) -> Job:
     folder = saved.parent / name
     for part in ("checkpoints", "metrics"):
         shutil.copytree(saved / part, folder / part)
     job = start(folder, ranks, *given)
-    assert job.wait(RUN_S) == 0, job.said()
+    assert job.wait(deadline_s) == 0, job.said()
     return job
 
 

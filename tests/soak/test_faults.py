@@ -17,7 +17,7 @@ Report = Callable[..., None]
 
 KILLS, KILL_STEPS, EVERY = 20, 60, 5
 LATE = 3  # steps until a checkpoint is published, at most
-LAYOUT_STEPS = 100
+LAYOUT_STEPS, LAYOUT_S = 100, 600.0
 START_S = 120.0
 
 
@@ -37,15 +37,15 @@ def test_twenty_deaths_leave_the_same_bits(layout: str, start: Start, tmp_path: 
     report(kills=len(job.struck()), moments=dict(moments), steps=KILL_STEPS, most_steps_lost=lost, bits="equal")
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_layouts_train_alike_for_a_hundred_steps(start: Start, tmp_path: Path, report: Report) -> None:
     first = start(tmp_path / "saved", 4, "mesh.tp=2", *layouts.settings(layouts.BEFORE))
     assert first.wait(START_S) == 0, first.said()
     steps = layouts.settings(layouts.BEFORE + LAYOUT_STEPS)
-    reference = layouts.go_on(start, first.folder, "same", 4, "mesh.tp=2", *steps)
+    reference = layouts.go_on(start, first.folder, "same", 4, "mesh.tp=2", *steps, deadline_s=LAYOUT_S)
     found = {}
     for name, (ranks, layout) in layouts.LAYOUTS.items():
-        job = layouts.go_on(start, first.folder, name, ranks, *layout, *steps)
+        job = layouts.go_on(start, first.folder, name, ranks, *layout, *steps, deadline_s=LAYOUT_S)
         found[name] = layouts.check_same_course(job, reference, layouts.BEFORE)
     report(steps=LAYOUT_STEPS, largest_relative_difference=found)
 
