@@ -1,13 +1,17 @@
 """Training steps at full width, optimizer included; what `make gpu` tabulates, and a CPU can try small."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLQwenImage
 
 from model.count import training_flops
 from model.init import fill
 from model.layout import Layout
 from model.mmdit import MMDiT, MMDiTConfig
+from model.vae import ImageVae
 from parallel.engine import Engine, OptimConfig
 from parallel.mesh import Mesh
 from parallel.provider import MegatronProvider
@@ -53,3 +57,43 @@ class Trainer:
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         return sorted(taken[2:])[turns // 2], samples * training_flops(self.config, side**2, TEXT)
+
+
+def vae_seconds(
+    folder: Path, side: int, pictures: int, device: str, turns: int, base: int = 96
+) -> dict[str, tuple[float, float]]:
+    """Median seconds that our VAE and diffusers' take in bf16 to encode and to decode; the same random weights.
+
+    Both start from pictures on the CPU and end with their result there, as producers and samplers use them.
+    """
+    torch.manual_seed(0)
+    AutoencoderKLQwenImage(base_dim=base).save_pretrained(folder)
+    ours = ImageVae(folder, torch.bfloat16, device)
+    peer = AutoencoderKLQwenImage.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval().requires_grad_(False)
+    pixels = torch.rand(pictures, 3, side, side) * 2 - 1
+    latents = torch.randn(pictures, ours.channels, side // 8, side // 8)
+
+    def placed(batch: torch.Tensor) -> torch.Tensor:
+        return batch[:, :, None].to(device, torch.bfloat16)
+
+    with torch.inference_mode():
+        return {
+            "encode": _both(
+                lambda: ours.encode(pixels), lambda: peer.encode(placed(pixels)).latent_dist.mean.float().cpu(), turns
+            ),
+            "decode": _both(
+                lambda: ours.decode(latents), lambda: peer.decode(placed(latents)).sample.float().cpu(), turns
+            ),
+        }
+
+
+def _both(ours: Callable[[], object], peer: Callable[[], object], turns: int) -> tuple[float, float]:
+    """Median seconds of each, taken in turns after one to warm up; what they run ends on the CPU."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(turns + 1):
+        for run, seconds in zip((ours, peer), taken, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds.append(time.perf_counter() - start)
+    return sorted(taken[0])[turns // 2], sorted(taken[1])[turns // 2]

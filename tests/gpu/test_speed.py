@@ -1,5 +1,7 @@
 """Achieved FLOP/s and MFU of training steps at full width, cut to the blocks that fit with optimizer state."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from model.count import utilisation
 from model.mmdit import MMDiTConfig
 from parallel.mesh import Mesh, MeshConfig
 from tests.bench.report import record
-from tests.gpu.speed import Trainer, blocks_that_fit
+from tests.gpu.speed import Trainer, blocks_that_fit, vae_seconds
 
 pytestmark = pytest.mark.gpu
 
@@ -42,3 +44,13 @@ def test_steps_at_full_width() -> None:
             assert flops > 0 and taken > 0
     finally:
         mesh.close()
+
+
+def test_the_vae_on_pictures_of_full_size(tmp_path: Path) -> None:
+    for side, pictures in ((256, 16), (1328, 2)):
+        taken = vae_seconds(tmp_path / str(side), side, pictures, "cuda", turns=5)
+        for name, (ours, theirs) in taken.items():
+            print(f"\nVAE {name}, {pictures} pictures of {side}x{side}: {ours:.3f} s, diffusers {theirs:.3f} s")
+            case = {"ours": ours, "peer": theirs, "ratio": theirs / ours, "target": 1.0, "unit": "s"}
+            record("model.json", {f"vae {name} on CUDA, {side}p": case})
+            assert ours > 0
