@@ -114,7 +114,9 @@ def train(run: Training, start: int) -> Ended | GoBack:
         with run.profiler.step(step + 1):
             ended = _step(run, step)
         if isinstance(ended, GoBack) or (ended and ended.cause is Cause.CORRUPTION):
-            run.saver.settle()  # what is in memory now is not to be saved
+            # What is in memory now is not to be saved; a save in flight is, but not of memory that changed by itself.
+            if isinstance(ended, GoBack):
+                run.saver.settle()
             return ended
         done = run.stop.step = step + 1
         run.watchdog.beat("report", done)

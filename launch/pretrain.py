@@ -10,10 +10,9 @@ whether to start the same command again (consumer/endings.py lists the causes an
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from consumer import shelf
-from consumer.checkpoint import CheckpointError, latest, load
+from consumer.checkpoint import CheckpointError, CheckpointReader, load, newest
 from consumer.ema import Ema
 from consumer.endings import Cause, classify, write_status
 from consumer.guard import Guard
@@ -71,30 +70,30 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog, last: ExitStack) -> 
     watchdog.beat("preflight")
     preflight(settings, mesh)
     watchdog.beat("load")
-    newest = find(settings, mesh)
-    engine, ema = build(settings, mesh, None if newest else settings.train.start_from)
+    found = find(settings, mesh)
+    engine, ema = build(settings, mesh, None if found else settings.train.start_from)
     guard = Guard(settings.guard)
-    ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest)
+    ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, found)
     while isinstance(ended, GoBack):
         watchdog.beat("load")
-        newest = find(settings, mesh)
-        if newest is None:
+        found = find(settings, mesh)
+        if found is None:
             return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
         if mesh.rank == 0:
-            print(f"going back to {newest}: {ended.reason}", flush=True)
-        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, newest, back=True)
+            print(f"going back to {found.path}: {ended.reason}", flush=True)
+        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, found, back=True)
     return ended
 
 
-def find(settings: Settings, mesh: Mesh) -> Path | None:
+def find(settings: Settings, mesh: Mesh) -> CheckpointReader | None:
     """The newest whole checkpoint, None where there is none at all. CheckpointError if those there are damaged."""
-    newest = latest(settings.checkpoint.path, mesh)
-    if newest is None and not mesh.every(not shelf.steps(settings.checkpoint.path)):
+    found = newest(settings.checkpoint.path, mesh)
+    if found is None and not mesh.every(not shelf.steps(settings.checkpoint.path)):
         raise CheckpointError(
             f"{settings.checkpoint.path}: none of the checkpoints in it is whole (the log names what is damaged); "
             "restore one, or start anew with another checkpoint.path"
         )
-    return newest
+    return found
 
 
 def attempt(
@@ -105,20 +104,20 @@ def attempt(
     engine: Engine,
     ema: Ema,
     guard: Guard,
-    newest: Path | None,
+    found: CheckpointReader | None,
     *,
     back: bool = False,
 ) -> Ended | GoBack:
-    """Go on from the checkpoint `newest`, or from the weights in place, until training ends or wants to go back."""
+    """Go on from the checkpoint `found`, or from the weights in place, until training ends or wants to go back."""
     start = 0
-    if newest:
-        loaded = load(engine, ema, newest, mesh)
+    if found:
+        loaded = load(engine, ema, found, mesh)
         start = loaded.step
         (guard.went_back if back else guard.load)(loaded.extra.get("guard", {}))
     if mesh.rank == 0 and not back:
         weights = settings.train.start_from
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
-        print(f"continuing from {newest}" if newest else fresh, flush=True)
+        print(f"continuing from {found.path}" if found else fresh, flush=True)
     with ExitStack() as parts:
         training = assemble(settings, mesh, stop, watchdog, engine, ema, guard, start, parts)
         return train(training, start)
