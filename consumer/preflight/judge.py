@@ -1,5 +1,7 @@
 """What the ranks' notes say together: for each check what was found, and what would mend it."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -105,7 +107,8 @@ def _settings(notes: Sequence[Note]) -> list[Finding]:
         apart = _apart(notes, lambda note, path=path: note.settings.get(path, "nothing"))  # type: ignore[misc]
         if apart:
             findings.append(Finding("settings", f"{path}: {apart}", "give every rank the same CONFIG and key=value"))
-    return findings or [Finding("settings", f"{len(notes[0].settings)} the same everywhere")]
+    digest = hashlib.sha256(json.dumps(notes[0].settings, sort_keys=True).encode()).hexdigest()[:12]
+    return findings or [Finding("settings", f"{len(notes[0].settings)} the same everywhere, {digest}")]
 
 
 def _devices(notes: Sequence[Note]) -> list[Finding]:
