@@ -17,7 +17,6 @@ from launch.memory import GIB
 from launch.planner import Choice, Estimate, Job, PlannerError, Refused, estimate, suggest
 from launch.settings import Settings, command_line, guarded
 from launch.traffic import Rates
-from model.recompute import RecomputeConfig
 
 # Tokens of a caption where nothing else is said: long descriptions, as a captioner writes them. Our choice.
 TEXT = 256
@@ -91,8 +90,7 @@ def planned(settings: Settings, arguments: argparse.Namespace) -> tuple[Job, Cho
         rates,
         arguments.device,
     )
-    recompute = getattr(settings, "recompute", RecomputeConfig())
-    return job, Choice(settings.mesh.tp, settings.mesh.sp, recompute, settings.recipe.samples)
+    return job, Choice(settings.mesh.tp, settings.mesh.sp, settings.recompute, settings.recipe.samples)
 
 
 def report(one: Estimate) -> list[str]:

@@ -154,6 +154,12 @@ def _best(job: Job, choice: Choice) -> Estimate | Refused:
     judged: list[Estimate] = []
     with dry_mesh(choice.tp, choice.sp) as mesh:
         states = States.of(dry_shapes(job.sizes, mesh, job.optim.dtype), job.optim, job.gpus // choice.tp)
+        if states.device + job.reserve > job.memory:
+            room = (job.memory - job.reserve) / 1e9
+            return Refused(
+                choice,
+                f"weights, gradients, optimizer and EMA need {states.device / 1e9:.1f} GB, and {room:.1f} GB are there",
+            )
         grown = _Grown(job, choice, mesh)
         for samples in sizes:
             work = workload(_with(job.recipe, samples, pictures // samples), job.sizes, job.text)
