@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class Snapshot:
 
     def _chunks(self) -> Iterator[memoryview]:
         yield memoryview(self._header)
-        data = memoryview(self._buffer.numpy()).cast("B") if len(self._buffer) else memoryview(b"")
+        data = memoryview(self._buffer.numpy().data).cast("B") if len(self._buffer) else memoryview(b"")
         for start in range(0, len(data), BLOCK):
             yield data[start : start + BLOCK]
 
@@ -121,7 +121,7 @@ def kept(shard: Shard, ema: Ema | None) -> dict[str, Tensor]:
     return shard.tensors if ema is None else shard.tensors | {"ema": ema.of(shard)}
 
 
-def _header(tensors: dict[str, dict[str, object]]) -> bytes:
+def _header(tensors: Mapping[str, Mapping[str, object]]) -> bytes:
     """What a safetensors file begins with: the length of a JSON object, and the object, padded to whole words."""
     raw = json.dumps(tensors, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

@@ -41,7 +41,7 @@ from producer.source.reader import SourceConfig
 
 class RunConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     dir: Path  # where everything of this run is written; other paths usually start with ${run.dir}
-    seed: int = 0  # of the plan, the weights and every draw
+    seed: int = Field(default=0, ge=0, lt=2**63)  # of the plan, the weights and every draw
 
 
 class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -81,6 +81,16 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(
                 f"schedule.total_steps: {self.schedule.total_steps} ends before train.steps {self.train.steps}; "
                 "make it at least as many"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encodes_what_it_chooses(self) -> "Settings":
+        if self.recipe.max_text_tokens > self.encoder.max_text_tokens:
+            raise ValueError(
+                f"recipe.max_text_tokens: {self.recipe.max_text_tokens} lets captions through that "
+                f"encoder.max_text_tokens {self.encoder.max_text_tokens} rejects; make it at most "
+                f"{self.encoder.max_text_tokens}"
             )
         return self
 

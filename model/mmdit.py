@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,26 +36,27 @@ _UNREAD = "pooled_projection_dim"
 class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     """Sizes and flags, named as in the released config.json; the defaults are the released 20B model's."""
 
-    patch_size: int = 2
+    patch_size: int = Field(default=2, ge=1)
     in_channels: int = 64  # latent channels * patch_size squared
     out_channels: int = 16
-    num_layers: int = 60
-    attention_head_dim: int = 128
-    num_attention_heads: int = 24
-    joint_attention_dim: int = 3584  # width of the prompt encoder
+    num_layers: int = Field(default=60, ge=1)
+    attention_head_dim: int = Field(default=128, ge=1)
+    num_attention_heads: int = Field(default=24, ge=1)
+    joint_attention_dim: int = Field(default=3584, ge=1)  # width of the prompt encoder
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
     guidance_embeds: bool = False  # no released weights have them, and the reference builds none
     zero_cond_t: bool = False  # Edit-2511: references are modulated as at sigma 0
     use_layer3d_rope: bool = False  # Layered: frames by layer, the condition at -1
     use_additional_t_cond: bool = False  # Layered: a class a sample is added to its timestep's embedding
     attention: Backend = "auto"  # attention.py
-    blocks_per_gather: int = 10  # blocks whose modulation is gathered in one collective
+    blocks_per_gather: int = Field(default=10, ge=1)  # blocks whose modulation is gathered in one collective
 
     @model_validator(mode="after")
     def _fits(self) -> "MMDiTConfig":
-        if sum(self.axes_dims_rope) != self.attention_head_dim or any(dims % 2 for dims in self.axes_dims_rope):
+        wrong = any(dims % 2 or dims < 2 for dims in self.axes_dims_rope)
+        if wrong or sum(self.axes_dims_rope) != self.attention_head_dim:
             raise ValueError(
-                f"model.axes_dims_rope: {self.axes_dims_rope} must be even and sum to "
+                f"model.axes_dims_rope: {self.axes_dims_rope} must be even, above 0 and sum to "
                 f"attention_head_dim {self.attention_head_dim}; they sum to {sum(self.axes_dims_rope)}"
             )
         if self.in_channels != self.out_channels * self.patch_size**2:

@@ -3,7 +3,8 @@
 import time
 from datetime import timedelta
 
-from torch.distributed import DistStoreError, PrefixStore
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import DistStoreError
 from torch.distributed.distributed_c10d import _get_default_store
 
 from parallel.mesh import Mesh
@@ -20,7 +21,7 @@ class Board:
 
     def post(self, note: bytes) -> None:
         """Leave this rank's note."""
-        self._store.set(f"note/{self._mesh.rank}", note)
+        self._store.set(f"note/{self._mesh.rank}", note)  # type: ignore[arg-type]  # bytes are taken too
 
     def read(self, rank: int, timeout_s: float) -> bytes | None:
         """The note of `rank`, waited for; None if it left none in time."""
@@ -33,7 +34,7 @@ class Board:
 
     def answer(self, said: bytes) -> None:
         """What follows from the notes, for everyone: from one rank, once."""
-        self._store.set("answer", said)
+        self._store.set("answer", said)  # type: ignore[arg-type]
 
     def hear(self, timeout_s: float) -> bytes | None:
         """The answer, waited for; None if there is none in time."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,8 @@ from parallel.place import whole_shape
 from parallel.provider import is_partial
 from parallel.shard import Shard, held, never_trained, trained
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -37,7 +39,7 @@ class OptimConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     """AdamW over Megatron's distributed optimizer."""
 
     lr: float = Field(default=1e-4, gt=0)  # peak; the schedule gives each step's
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)  # decoupled; on matrices alone, not on biases and norms
     clip: float = Field(default=1.0, ge=0)  # largest global gradient norm; 0 clips nothing
@@ -69,8 +71,8 @@ class Engine:
     """`module` is the model: call it, and backward the SUM of its losses.
 
     A step: `zero_grad`, a backward a unit (all but the last under `no_sync`), `finish`, `norm` and `apply` (or `step`);
-    the same calls on every rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters are
-    gathered from its start, so that order must be the order of first use.
+    the same calls on every rank. Buckets of gradients fill from the end of `model.named_parameters()` and parameters
+    are gathered from its start, so that order must be the order of first use.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, mesh: Mesh) -> None:

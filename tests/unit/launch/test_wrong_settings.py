@@ -92,7 +92,7 @@ WRONG = {
         "set flow.density=mode, or leave it out"
     ),
     "model.attention_head_dim=47": (
-        "model.axes_dims_rope: (8, 20, 20) must be even and sum to attention_head_dim 47; they sum to 48"
+        "model.axes_dims_rope: (8, 20, 20) must be even, above 0 and sum to attention_head_dim 47; they sum to 48"
     ),
     "model.in_channels=60": "model.in_channels: 60 must be out_channels 16 * patch_size 2 squared, 64",
     "model.guidance_embeds=true": ("model.guidance_embeds: true, but the reference has no such layer; set it to false"),
