@@ -150,6 +150,7 @@ def table(fitting: list[Estimate], refused: list[Refused]) -> list[str]:
     lines = [f"{'s/step':>8} {'MFU':>6} {'left GB':>8}  layout (the same pictures a step)"]
     lines += [
         f"{one.time.total:>8.2f} {one.mfu:>6.1%} {one.margin / 1e9:>8.1f}  {layout(one.choice)}, {one.work.units} units"
+        + ", TIGHT" * one.tight
         for one in fitting
     ]
     if not fitting:

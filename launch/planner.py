@@ -28,6 +28,10 @@ LADDER: tuple[tuple[Part, ...], ...] = (
 _SHALLOW = (3, 5)
 
 
+# Of a GPU's memory: with less left than this, units of other shapes may be what does not fit any more.
+_CLOSE = 0.05
+
+
 class PlannerError(ValueError):
     """The settings cannot be planned with."""
 
@@ -78,6 +82,11 @@ class Estimate:
         """Bytes left on each GPU; below 0 it does not fit."""
         return self.job.memory - self.memory.total
 
+    @property
+    def tight(self) -> bool:
+        """Whether less is left than the estimate may be off by."""
+        return self.margin < _CLOSE * self.job.memory
+
     @cached_property
     def flops(self) -> float:
         """The model's FLOPs a step."""
@@ -123,7 +132,7 @@ def estimate(job: Job, choice: Choice) -> Estimate:
 
 
 def suggest(job: Job) -> tuple[list[Estimate], list[Refused]]:
-    """For every tp, sp and recompute the best unit that fits, fastest first; and those of which none does.
+    """For every tp, sp and recompute the best unit that fits, fastest first, tight ones last; and those without one.
 
     The step's pictures stay as the recipe has them; units a step follow from the samples in each.
     """
@@ -137,7 +146,7 @@ def suggest(job: Job) -> tuple[list[Estimate], list[Refused]]:
                     fitting.append(found)
                 else:
                     refused.append(found)
-    fitting.sort(key=lambda one: (one.time.total, -one.margin))
+    fitting.sort(key=_rank)
     return fitting, refused
 
 
@@ -173,7 +182,12 @@ def _best(job: Job, choice: Choice) -> Estimate | Refused:
             f"needs {least.memory.total / 1e9:.1f} GB of {job.memory / 1e9:.1f} with {_count(least.choice.samples)} a "
             f"unit, {states.device / 1e9:.1f} of them for weights, gradients, optimizer and EMA",
         )
-    return min((one for one in judged if one.margin >= 0), key=lambda one: one.time.total)
+    return min((one for one in judged if one.margin >= 0), key=_rank)
+
+
+def _rank(one: Estimate) -> tuple[bool, float]:
+    # Not by seconds: with several resolutions units round to somewhat other pictures.
+    return one.tight, -one.mfu
 
 
 class _Grown:
