@@ -76,7 +76,7 @@ def test_recompute_keeps_less_and_splitting_too() -> None:
     form: Form = "cuda"  # its dry passes take no time
     whole = run(form, torch.bfloat16)
     assert run(form, torch.bfloat16, 1, False, "norm", "gelu").peak < 0.9 * whole.peak
-    assert run(form, torch.bfloat16, 1, False, "block").peak < 0.6 * whole.peak
+    assert sum(run(form, torch.bfloat16, 1, False, "block").kept.values()) < 0.2 * sum(whole.kept.values())
     split, scattered = run(form, torch.bfloat16, 2), run(form, torch.bfloat16, 2, True)
     assert scattered.peak < split.peak < whole.peak
     assert not whole.traffic and scattered.traffic["all-gather"] > split.traffic["all-gather"] > 0
