@@ -169,7 +169,8 @@ def test_slurm_would_start_the_job_and_refuses_what_no_machine_has(slurm: Slurm)
 def test_a_job_meets_over_two_machines_and_is_queued_again_after_its_signal(slurm: Slurm, tmp_path: Path) -> None:
     (tmp_path / "launch" / "cluster").mkdir(parents=True)
     (tmp_path / "launch" / "pretrain.py").write_text(STUB)
-    for name in ("node.sh", "pretrain.sbatch", "requeue.py"):
+    shutil.copy(CLUSTER.parent / "requeue.py", tmp_path / "launch")
+    for name in ("node.sh", "pretrain.sbatch"):
         shutil.copy(CLUSTER / name, tmp_path / "launch" / "cluster")
     asked = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=100", "--oversubscribe", "--exclusive=user")
     sent = slurm.run("sbatch", *asked, "launch/cluster/pretrain.sbatch", "my.toml", "run.seed=3", cwd=tmp_path)
@@ -191,7 +192,7 @@ def _log(folder: Path) -> str:
 @pytest.mark.parametrize(("said", "answer"), [('{"requeue": true}', "yes"), ('{"requeue": false}', "no"), ("{", "no")])
 def test_a_run_is_started_again_only_where_its_status_says_so(tmp_path: Path, said: str, answer: str) -> None:
     (tmp_path / "status.json").write_text(said)
-    line = [sys.executable, str(CLUSTER / "requeue.py"), str(tmp_path)]
+    line = [sys.executable, str(CLUSTER.parent / "requeue.py"), str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{answer}\n"
 
