@@ -130,12 +130,12 @@ def assert_equal(model: MMDiT, theirs: QwenImageTransformer2DModel, unit: list[S
 def assert_bfloat16_as_near(units: Iterable[tuple[MMDiTConfig, list[Sample]]]) -> None:
     """In bf16 our outputs and gradients lie as near to the reference's fp32 as its own bf16 does.
 
-    Of one unit the order of roundings decides: 0.7 to 1.3 times the reference's distance were measured, so the mean of
-    twenty is known to 0.04.
+    Of one unit's gradients the order of roundings decides: 0.7 to 1.5 times the reference's distance were measured, with
+    medians of 60 units from 0.90 (zero_cond_t) to 1.01 (layered); of its output 0.8 to 1.06, 0.87 in the median.
     """
-    distances = torch.tensor([_distances(config, unit, seed) for seed, (config, unit) in enumerate(units)])
-    assert (distances.max(0).values <= 1.5).all(), distances
-    assert (distances.mean(0) <= 1.05).all(), distances
+    outputs, gradients = torch.tensor([_distances(*each, seed) for seed, each in enumerate(units)]).T
+    assert outputs.median() <= 1.0 and outputs.max() <= 1.25, outputs
+    assert gradients.median() <= 1.1 and gradients.max() <= 2.0, gradients
 
 
 def _distances(config: MMDiTConfig, unit: list[Sample], seed: int) -> tuple[float, float]:
