@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke test check fmt bench bench-model bench-train soak gpu clean
+.PHONY: setup smoke test check fmt bench bench-model bench-train soak gpu debian clean
 
 setup: $(STAMP)
 
@@ -16,10 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,smoke]'
 	touch $@
 
+# What tests need beside Python packages: Slurm, to try the batch script on, and shellcheck.
+debian:
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v shellcheck; } >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm shellcheck; }
+
 smoke: setup
 	$(BIN)/python launch/smoke.py launch/configs/smoke.toml
 
-test: setup
+test: setup debian
 	$(BIN)/python -m pytest
 
 check: setup
@@ -42,7 +48,7 @@ bench-model: setup
 # The training loop against its bare parts, recompute and checkpoints; numbers in runs/bench/train.json.
 bench-train: setup
 	$(BIN)/python -m pytest tests/bench/test_train.py tests/bench/test_recompute.py tests/bench/test_checkpoint.py \
-		-s --timeout=1800
+		tests/bench/test_planner.py -s --timeout=1800
 
 # The fault tests at full length: hours. Results in runs/soak/report.json.
 soak: setup

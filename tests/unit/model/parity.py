@@ -130,8 +130,8 @@ def assert_equal(model: MMDiT, theirs: QwenImageTransformer2DModel, unit: list[S
 def assert_bfloat16_as_near(units: Iterable[tuple[MMDiTConfig, list[Sample]]]) -> None:
     """In bf16 our outputs and gradients lie as near to the reference's fp32 as its own bf16 does.
 
-    Of one unit's gradients the order of roundings decides: 0.7 to 1.5 times the reference's distance were measured, with
-    medians of 60 units from 0.90 (zero_cond_t) to 1.01 (layered); of its output 0.8 to 1.06, 0.87 in the median.
+    Of one unit's gradients the order of roundings decides: 0.7 to 1.5 times the reference's distance were measured,
+    with medians of 60 units from 0.90 (zero_cond_t) to 1.01 (layered); of its output 0.8 to 1.06, 0.87 in the median.
     """
     outputs, gradients = torch.tensor([_distances(*each, seed) for seed, each in enumerate(units)]).T
     assert outputs.median() <= 1.0 and outputs.max() <= 1.25, outputs
