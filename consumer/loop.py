@@ -124,7 +124,8 @@ def train(run: Training, start: int) -> Ended | GoBack:
         _evaluate(run, held_out, done)
         if run.saver.due(done) or last:
             run.watchdog.beat("save")
-            _acknowledge(run, run.saver.save(done, {"guard": run.guard.state()}, wait=last))
+            kept = {"guard": run.guard.state(), "plan": run.feed.source.welcome.plan}
+            _acknowledge(run, run.saver.save(done, kept, wait=last))
         if ended:
             return ended
     return Ended(Cause.DONE)

@@ -109,10 +109,10 @@ def attempt(
     back: bool = False,
 ) -> Ended | GoBack:
     """Go on from the checkpoint `found`, or from the weights in place, until training ends or wants to go back."""
-    start = 0
+    start, plan = 0, ""
     if found:
         loaded = load(engine, ema, found, mesh)
-        start = loaded.step
+        start, plan = loaded.step, loaded.extra.get("plan", "")
         (guard.went_back if back else guard.load)(loaded.extra.get("guard", {}))
     if mesh.rank == 0 and not back:
         weights = settings.train.start_from
@@ -120,6 +120,9 @@ def attempt(
         print(f"continuing from {found.path}" if found else fresh, flush=True)
     with ExitStack() as parts:
         training = assemble(settings, mesh, stop, watchdog, engine, ema, guard, start, parts)
+        served = training.feed.source.welcome.plan
+        if mesh.rank == 0 and plan not in ("", served):
+            print(f"the plan is another one: {plan} up to step {start}, {served} from there on", flush=True)
         return train(training, start)
 
 
