@@ -53,6 +53,7 @@ bench-train: setup
 # The fault tests at full length: hours. Results in runs/soak/report.json.
 soak: setup
 	$(BIN)/python -m pytest tests/soak -s --timeout=7200
+	$(BIN)/python -m pytest -m long
 
 gpu: setup
 	$(BIN)/python -m pytest tests/gpu -s --timeout=1800

@@ -1,10 +1,15 @@
 """What tests of several packages share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)

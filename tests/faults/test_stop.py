@@ -1,9 +1,10 @@
 """A signal to the launcher, to one rank or to all, at any moment: saved, at most one step lost, nothing left running.
 
-Short: each moment once, the addressees in turn; `make soak` has all pairs.
+Short: moments that differ most, the addressees in turn; `make soak` has all pairs.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,19 +58,25 @@ def check_saved(job: Job) -> None:
     assert not [path for path in (job.folder / "checkpoints").iterdir() if path.name.startswith(".aside")]
 
 
-@pytest.mark.parametrize(("phase", "to"), [(phase, TO[turn % 3]) for turn, phase in enumerate(PHASES)])
+def turns() -> list[Any]:
+    """Every phase with one receiver; the short run has three that differ most."""
+    marks = {phase: () if phase in ("data wait", "backward", "save") else pytest.mark.long for phase in PHASES}
+    return [pytest.param(phase, TO[turn % 3], marks=marks[phase]) for turn, phase in enumerate(PHASES)]
+
+
+@pytest.mark.parametrize(("phase", "to"), turns())
 def test_sigterm_saves_and_ends(phase: str, to: str, start: Start, tmp_path: Path) -> None:
     job = ask(start, tmp_path, phase, to, "SIGTERM")
     check_saved(job)
     assert (job.status()["cause"], job.status()["code"]) == ("preempted", 143)
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", ["launcher", *(pytest.param(to, marks=pytest.mark.long) for to in TO[1:])])
 def test_a_second_sigterm_changes_nothing(to: str, start: Start, tmp_path: Path) -> None:
     check_saved(ask(start, tmp_path, "backward", to, "SIGTERM", "SIGTERM"))
 
 
-@pytest.mark.parametrize("to", ["rank", "all"])
+@pytest.mark.parametrize("to", ["rank", pytest.param("all", marks=pytest.mark.long)])
 def test_sigusr1_saves_and_ends_with_a_code_of_its_own(to: str, start: Start, tmp_path: Path) -> None:
     job = ask(start, tmp_path, "backward", to, "SIGUSR1")
     check_saved(job)

@@ -81,6 +81,7 @@ def test_every_attention_and_biases_apart_are_bit_equal(backend: str) -> None:
         assert_same_bits(pushed(with_recompute(model, RecomputeConfig(parts=kind), bias_apart=True), unit), wanted)
 
 
+@pytest.mark.long
 # torch's own compiler still imports torch.jit, and looks at gradients that it then hides the warning of.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 def test_the_compiled_steps_of_cuda_are_bit_equal(monkeypatch: pytest.MonkeyPatch) -> None:
