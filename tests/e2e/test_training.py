@@ -125,6 +125,7 @@ def test_a_killed_job_resumes_and_ends_with_the_same_bits(
             assert torch.equal(readers[0].whole(name, kind), readers[1].whole(name, kind)), (name, kind)
 
 
+@pytest.mark.long
 def test_data_parallel_ranks_train_on_the_same_step_as_tensor_parallel_ones(
     tmp_path: Path, producers: list[str], tiny: list[str], undisturbed: Path
 ) -> None:
@@ -176,11 +177,21 @@ def test_ctrl_c_saves_and_ends_within_ten_seconds_and_leaves_no_process(
     ("overrides", "said"),
     [
         (["train.stepz=5"], "train.stepz: no such setting; did you mean steps?"),
-        (["mesh.tp=3"], "mesh.tp: 3 does not divide num_heads 4; use 1, 2 or 4"),
-        (["mesh.tp=1", "encoder.root=/nowhere"], "encoder.root: /nowhere/vae/config.json: No such file"),
-        (["mesh.tp=1", "model.joint_attention_dim=32"], "model.joint_attention_dim: 32, but"),
+        pytest.param(["mesh.tp=3"], "mesh.tp: 3 does not divide num_heads 4; use 1, 2 or 4", marks=pytest.mark.long),
+        pytest.param(
+            ["mesh.tp=1", "encoder.root=/nowhere"],
+            "encoder.root: /nowhere/vae/config.json: No such file",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ["mesh.tp=1", "model.joint_attention_dim=32"], "model.joint_attention_dim: 32, but", marks=pytest.mark.long
+        ),
         (["mesh.tp=1", "train.start_from=/nowhere"], "/nowhere/config.json: No such file or directory; give a folder"),
-        (["mesh.tp=1", "mesh.provider=transformer_engine"], "mesh.provider: transformer_engine "),
+        pytest.param(
+            ["mesh.tp=1", "mesh.provider=transformer_engine"],
+            "mesh.provider: transformer_engine ",
+            marks=pytest.mark.long,
+        ),
         (["mesh.tp=1", 'pull={address="127.0.0.1:9", start_s=1, wait_s=9}'], "no producers at 127.0.0.1:9"),
     ],
 )

@@ -51,7 +51,11 @@ def check_status(job: Job, cause: str, code: int, requeue: bool) -> None:
     assert said["host"] and said["rank"] in (0, 1) and abs(said["step"] - job.done()) <= 1
 
 
-@pytest.mark.parametrize("name", ENDINGS)
+# The others are in make soak, or their like in the other files here.
+SHORT = ("bad numbers", "disk full", "peer lost")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in ENDINGS])
 def test_an_ending_says_its_cause_and_what_to_do(name: str, start: Start, tmp_path: Path) -> None:
     cause, code, requeue, given, faults = ENDINGS[name]
     job = start(tmp_path, 2, "mesh.tp=1", *given, faults=faults)

@@ -30,7 +30,12 @@ def written_out(job: Job) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("act", "moment", "rank"),
-    [("nan", "forward", 0), ("inf", "forward", 1), ("nan", "reduce", 1), ("inf", "reduce", 0)],
+    [
+        ("nan", "forward", 0),
+        pytest.param("inf", "forward", 1, marks=pytest.mark.long),
+        pytest.param("nan", "reduce", 1, marks=pytest.mark.long),
+        ("inf", "reduce", 0),
+    ],
 )
 def test_bad_numbers_on_one_rank_move_no_weight_and_the_next_step_counts(
     act: str, moment: str, rank: int, start: Start, tmp_path: Path

@@ -101,7 +101,7 @@ def test_bias_gelu_equals_the_gelu_of_a_linear_that_adds_its_bias_itself(seed: i
 
 # torch's own compiler still imports torch.jit.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.bfloat16])
 def test_the_compiled_twins_of_cuda_equal_the_plain_ones_for_changing_rows(dtype: torch.dtype) -> None:
     for seed, samples in ((1, 2), (2, 3), (5, 4)):
         torch.manual_seed(seed)
