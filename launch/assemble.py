@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,22 +49,26 @@ from producer.api.unit import UnitId
 _LINE_EVERY = 5
 
 
-def assemble(
-    settings: Settings,
-    mesh: Mesh,
-    stop: Stop,
-    watchdog: Watchdog,
-    engine: Engine,
-    ema: Ema,
-    guard: Guard,
-    start: int,
-    parts: ExitStack,
-) -> Training:
+@dataclass(frozen=True, eq=False)
+class Lasting:
+    """What a rank keeps however often its training goes back."""
+
+    settings: Settings
+    mesh: Mesh
+    stop: Stop
+    watchdog: Watchdog
+    engine: Engine
+    ema: Ema
+    guard: Guard
+
+
+def assemble(lasting: Lasting, start: int, parts: ExitStack) -> Training:
     """Meet the producers and put the run together; `parts` closes what must be closed."""
+    settings, mesh, engine, ema = lasting.settings, lasting.mesh, lasting.engine, lasting.ema
     pull, welcome = meet(settings, mesh, start)
     if pull:
         parts.callback(pull.close)
-        stop.then(pull.hurry)
+        lasting.stop.then(pull.hurry)
     source = GroupSource(pull, welcome, mesh)
     sinks = listen(settings, start) if mesh.rank == 0 else []
     for sink in sinks:
@@ -81,7 +86,7 @@ def assemble(
         buckets=buckets,
     )
     resolved = json.loads(settings.model_dump_json())
-    saver = Saver(settings.checkpoint, engine, ema, mesh, resolved, partial(watchdog.beat, "save"))
+    saver = Saver(settings.checkpoint, engine, ema, mesh, resolved, partial(lasting.watchdog.beat, "save"))
     parts.callback(saver.close)
     vae, sheets, tiling = settings.encoder.root / "vae", settings.train.metrics / "pictures", settings.encoder.tiling
     return Training(
@@ -96,12 +101,12 @@ def assemble(
         stats=Stats(mesh, buckets),
         phases=(Phases(mesh.device), Phases(mesh.device)),
         audit=Audit(settings.audit, engine, ema),
-        guard=guard,
+        guard=lasting.guard,
         saver=saver,
         profiler=Profiler(settings.profile, mesh.rank, settings.train.metrics / "profile"),
         pictures=Pictures(settings.pictures, engine, ema, objective, source, vae=vae, folder=sheets, tiling=tiling),
-        watchdog=watchdog,
-        stop=stop,
+        watchdog=lasting.watchdog,
+        stop=lasting.stop,
         sinks=sinks,
     )
 

@@ -13,19 +13,17 @@ from contextlib import ExitStack
 
 from consumer import shelf
 from consumer.checkpoint import CheckpointError, CheckpointReader, load, newest
-from consumer.ema import Ema
 from consumer.endings import Cause, classify, write_status
 from consumer.guard import Guard
 from consumer.loop import Ended, GoBack, train
 from consumer.sink.wandb import check_wandb
 from consumer.stop import Stop
 from consumer.watchdog import Watchdog
-from launch.assemble import assemble, build
+from launch.assemble import Lasting, assemble, build
 from launch.encoder_facts import latent_statistics
 from launch.farewell import leave
 from launch.preflight import preflight
 from launch.settings import Settings, command_line, guarded
-from parallel.engine import Engine
 from parallel.layers import check_provider
 from parallel.mesh import Mesh, check
 from producer.api.deal import deal
@@ -72,8 +70,8 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog, last: ExitStack) -> 
     watchdog.beat("load")
     found = find(settings, mesh)
     engine, ema = build(settings, mesh, None if found else settings.train.start_from)
-    guard = Guard(settings.guard)
-    ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, found)
+    lasting = Lasting(settings, mesh, stop, watchdog, engine, ema, Guard(settings.guard))
+    ended = attempt(lasting, found)
     while isinstance(ended, GoBack):
         watchdog.beat("load")
         found = find(settings, mesh)
@@ -81,7 +79,7 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog, last: ExitStack) -> 
             return Ended(Cause.NO_PROGRESS, f"{ended.reason}; there is no checkpoint to go back to")
         if mesh.rank == 0:
             print(f"going back to {found.path}: {ended.reason}", flush=True)
-        ended = attempt(settings, mesh, stop, watchdog, engine, ema, guard, found, back=True)
+        ended = attempt(lasting, found, back=True)
     return ended
 
 
@@ -96,30 +94,20 @@ def find(settings: Settings, mesh: Mesh) -> CheckpointReader | None:
     return found
 
 
-def attempt(
-    settings: Settings,
-    mesh: Mesh,
-    stop: Stop,
-    watchdog: Watchdog,
-    engine: Engine,
-    ema: Ema,
-    guard: Guard,
-    found: CheckpointReader | None,
-    *,
-    back: bool = False,
-) -> Ended | GoBack:
+def attempt(lasting: Lasting, found: CheckpointReader | None, *, back: bool = False) -> Ended | GoBack:
     """Go on from the checkpoint `found`, or from the weights in place, until training ends or wants to go back."""
+    mesh, guard = lasting.mesh, lasting.guard
     start, plan = 0, ""
     if found:
-        loaded = load(engine, ema, found, mesh)
+        loaded = load(lasting.engine, lasting.ema, found, mesh)
         start, plan = loaded.step, loaded.extra.get("plan", "")
         (guard.went_back if back else guard.load)(loaded.extra.get("guard", {}))
     if mesh.rank == 0 and not back:
-        weights = settings.train.start_from
+        weights = lasting.settings.train.start_from
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
         print(f"continuing from {found.path}" if found else fresh, flush=True)
     with ExitStack() as parts:
-        training = assemble(settings, mesh, stop, watchdog, engine, ema, guard, start, parts)
+        training = assemble(lasting, start, parts)
         served = training.feed.source.welcome.plan
         if mesh.rank == 0 and plan not in ("", served):
             print(f"the plan is another one: {plan} up to step {start}, {served} from there on", flush=True)

@@ -4,9 +4,11 @@ import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -27,6 +29,22 @@ def draw_weights(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = {n: 0.1 * torch.randn(p.shape, generator=generator) for n, p in MMDiT(tiny.CONFIG).named_parameters()}
     save_file(weights, folder / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights to start from."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    draw_weights(folder)
+    return folder
+
+
+@pytest.fixture
+def here() -> Iterator[Mesh]:
+    """A job of one rank, this process."""
+    mesh = tiny.mesh(1, False)
+    yield mesh
+    mesh.close()
 
 
 def start(folder: Path, here: Mesh, precision: str = "bf16", **over: Any) -> tuple[Engine, Ema]:

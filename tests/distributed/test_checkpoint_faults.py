@@ -30,7 +30,6 @@ from tests.distributed.ranks import Ranks, RanksError
 from tests.distributed.saving import (
     RESOLVED,
     config,
-    draw_weights,
     ended,
     everything,
     flipped,
@@ -43,26 +42,12 @@ from tests.distributed.saving import (
     steps,
     truncated,
 )
+from tests.distributed.saving import here as here
+from tests.distributed.saving import weights as weights
 
 # From linux/sched.h and linux/mount.h.
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 16384, 1 << 18
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights to start from."""
-    folder = tmp_path_factory.mktemp("faults")
-    draw_weights(folder)
-    return folder
-
-
-@pytest.fixture
-def here() -> Iterator[Mesh]:
-    """A job of one rank, this process."""
-    mesh = tiny.mesh(1, False)
-    yield mesh
-    mesh.close()
 
 
 def two_on_rank(folder: str) -> None:

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from tests.distributed.ranks import Ranks
 from tests.distributed.saving import (
     RESOLVED,
     config,
-    draw_weights,
     ended,
     look,
     names,
@@ -32,22 +30,8 @@ from tests.distributed.saving import (
     step_beside,
     steps,
 )
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights to start from."""
-    folder = tmp_path_factory.mktemp("saver")
-    draw_weights(folder)
-    return folder
-
-
-@pytest.fixture
-def here() -> Iterator[Mesh]:
-    """A job of one rank, this process."""
-    mesh = tiny.mesh(1, False)
-    yield mesh
-    mesh.close()
+from tests.distributed.saving import here as here
+from tests.distributed.saving import weights as weights
 
 
 @pytest.fixture
