@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke test check fmt bench bench-model bench-train soak gpu debian clean
+.PHONY: setup smoke test check fmt bench bench-model bench-data bench-train chaos soak gpu debian clean
 
 setup: $(STAMP)
 
@@ -25,8 +25,10 @@ debian:
 smoke: setup
 	$(BIN)/python launch/smoke.py launch/configs/smoke.toml
 
+# Unit tests run side by side, one thread each; the others start processes of their own.
 test: setup debian
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/distributed tests/faults tests/e2e
 
 check: setup
 	$(BIN)/ruff check .
@@ -49,6 +51,15 @@ bench-model: setup
 bench-train: setup
 	$(BIN)/python -m pytest tests/bench/test_train.py tests/bench/test_recompute.py tests/bench/test_checkpoint.py \
 		tests/bench/test_planner.py -s --timeout=1800
+
+# Delivery, coordinator, recovery and encoding against their peers and limits; numbers in runs/bench/data.json.
+bench-data: setup
+	$(BIN)/python -m pytest tests/bench/test_plan.py tests/bench/test_data.py tests/bench/test_delivery.py \
+		tests/bench/test_encode.py tests/bench/test_transport_security.py -s --timeout=1800
+
+# Faults of every kind against the data plane: at most 15 minutes.
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos -s --timeout=1200
 
 # The fault tests at full length: hours. Results in runs/soak/report.json.
 soak: setup

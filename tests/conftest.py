@@ -21,8 +21,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End without the interpreter's teardown, in which threads of gRPC, Ray or torch have crashed after all had passed.
 
-    Everything is reported by now, and fixtures have ended what they started.
+    Everything is reported by now, and fixtures have ended what they started. A process of pytest-xdist ends by itself,
+    since the one that started it would take this for a crash.
     """
+    if hasattr(config, "workerinput"):
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(config.stash.get(_STATUS, pytest.ExitCode.INTERNAL_ERROR))
