@@ -27,7 +27,7 @@ smoke: setup
 
 # Unit tests run side by side, one thread each; the others start processes of their own.
 test: setup debian
-	$(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/distributed tests/faults tests/e2e
 
 check: setup
