@@ -31,6 +31,7 @@ from producer.ledger import Ledger, Worker
 
 _RATE_S = 30.0  # images/s are counted over this long
 _RETRY_S = (1.0, 60.0)  # the pause after a failed try at a unit: the first one, and the longest
+_DEATHS = 2  # of workers over a unit, until it is made sample by sample
 _TROUBLES = 256  # units whose failures are remembered
 
 
@@ -72,21 +73,23 @@ class Coordinator:
         """Take note of all that a worker has, name what it may forget, and give it units to encode."""
         self._sweep(now)
         self._check_worker(said.worker, said.plan, said.encoder)
-        worker = self.ledger.meet(said.worker, said.address, now)
+        worker = self.ledger.meet(said.worker, said.address, now, said.incarnation)
+        worker.numbers = said.numbers or worker.numbers
         self._relearn(said, worker, now)
         forget = [unit for unit in said.holding if unit not in worker.holds]
         forget += [unit for unit in said.encoding if self._in_vain(unit, said.worker)]
         units = self._choose(said, now) if said.room > 0 else []
         for unit in units:
             self.ledger.lease(unit, said.worker, now)
-        return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s)
+        narrow = tuple(unit for unit in units if self.ledger.deaths.get(unit, 0) >= _DEATHS)
+        return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s, narrow)
 
     def register(self, said: Register, now: float) -> Answer:
         """A worker holds a unit. The first to say so wins; another is told to forget its own."""
         self._sweep(now)
         self.demand.check(said.unit)
         self._check_worker(said.worker, said.plan, self.offer.encoder)
-        worker = self.ledger.meet(said.worker, said.address, now)
+        worker = self.ledger.meet(said.worker, said.address, now, said.incarnation)
         worker.encodes.pop(said.unit, None)
         holder = self.ledger.held.get(said.unit)
         if holder and holder.worker == said.worker:
@@ -192,7 +195,9 @@ class Coordinator:
             "images_per_s": round(samples / max(1e-3, min(_RATE_S, now - self._start)), 3),
             "workers": {name: round(now - worker.seen, 3) for name, worker in self.ledger.workers.items()},
             "trainers": {name: trainer.step for name, trainer in self.demand.trainers.items()},
-            "troubles": {str(unit): trouble.reason for unit, trouble in self._troubles.items()},
+            "troubles": {str(unit): trouble.reason for unit, trouble in self._troubles.items()}
+            | {str(unit): f"{count} workers ended while encoding it" for unit, count in self.ledger.deaths.items()},
+            "numbers": {name: worker.numbers for name, worker in self.ledger.workers.items()},
             "silenced": self.ledger.silenced,
             **self.counts,
         }
@@ -283,8 +288,9 @@ class Coordinator:
             self.ledger.drop(unit)
         for unit, worker in [(u, w) for u, w in self.ledger.leased.items() if not self.demand.wanted(u)]:
             self.ledger.unlease(unit, worker)
-        for unit in [unit for unit in self._troubles if not self.demand.wanted(unit)]:
-            del self._troubles[unit]
+        for known in (self._troubles, self.ledger.deaths):
+            for unit in [unit for unit in known if not self.demand.wanted(unit)]:
+                del known[unit]
 
     def _check_worker(self, name: str, plan: str, encoder: str) -> None:
         for what, said, ours in (("plan", plan, self.offer.plan), ("encoder", encoder, self.offer.encoder)):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from producer.api.channel import RefusedError
 from producer.api.unit import UnitId
 
 
@@ -12,6 +13,8 @@ class Worker:
 
     address: str
     seen: float
+    incarnation: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)  # its counters, as it last said them
     holds: set[UnitId] = field(default_factory=set)
     discards: set[UnitId] = field(default_factory=set)
     encodes: dict[UnitId, float] = field(default_factory=dict)
@@ -32,6 +35,7 @@ class Ledger:
         self.leased: dict[UnitId, str] = {}
         self.bytes = 0  # of the training units held
         self.silenced = 0
+        self.deaths: dict[UnitId, int] = {}  # how many workers fell silent or began anew while encoding a unit
         self._sizes = [0, 0]  # training units ever held, their bytes
         self._leases = 0  # of training units
         self._reopened = reopened
@@ -51,14 +55,19 @@ class Ledger:
         """Whether `unit` is held or being encoded by a worker that is counted on."""
         return unit in self.held or unit in self.leased
 
-    def meet(self, name: str, address: str, now: float) -> Worker:
-        """The worker called `name`, who has just spoken; at another address it is a new one, with nothing."""
+    def meet(self, name: str, address: str, now: float, incarnation: int = 0) -> Worker:
+        """The worker called `name`, who has just spoken; a later start or another address is a new one, with nothing.
+
+        RefusedError for an earlier start than is known.
+        """
         known = self.workers.get(name)
-        if known and known.address != address:
+        if known and incarnation < known.incarnation:
+            raise RefusedError(f"{name}: this start of it was replaced by a newer one, which is running")
+        if known and (known.address != address or incarnation > known.incarnation):
             self.silence(name)
             known = None
         if known is None:
-            known = self.workers[name] = Worker(address, now)
+            known = self.workers[name] = Worker(address, now, incarnation)
         known.seen = now
         return known
 
@@ -68,6 +77,7 @@ class Ledger:
         for unit in list(self.workers[name].holds):
             self.drop(unit)
         for unit in self.workers[name].encodes:
+            self.deaths[unit] = self.deaths.get(unit, 0) + 1
             self.unlease(unit, name)
         del self.workers[name]
 
@@ -75,6 +85,7 @@ class Ledger:
         """`worker` holds `unit`, which nobody else does."""
         assert unit not in self.held, unit
         self._end_lease(unit)
+        self.deaths.pop(unit, None)
         self.held[unit] = Held(worker, size)
         self.workers[worker].holds.add(unit)
         self.workers[worker].discards.discard(unit)

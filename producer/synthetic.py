@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,17 @@ class SyntheticMaker:
         count = 1 if unit.stream == "empty" else self._job.samples
         samples = [self._sample(unit, index, rng) for index in range(count)]
         return pack(Header(self._offer.plan, unit, self._offer.encoder), samples), 0
+
+    def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
+        """As any other: it has no samples that could be at fault."""
+        return self(unit)
+
+    def expect(self, units: Sequence[UnitId]) -> None:
+        """There is nothing to begin ahead."""
+
+    def numbers(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
 
     def close(self) -> None:
         """Nothing is kept."""

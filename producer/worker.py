@@ -4,12 +4,14 @@ Three parts run at once: a thread that talks to the coordinator (asking for work
 units, and the Flight server's own threads. What a unit is made of is the maker's business.
 """
 
+import itertools
 import json
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +28,10 @@ _CALL_S = 5.0  # the deadline of a call to the coordinator
 _AWAY_S = 0.5  # the pause before the next try while the coordinator is away
 _AWAY = (UnreachableError, RegistryError, RefusedError, ProtocolError)
 _QUEUE = 2  # units leased at once: the one being made and the next
+_NUMBERS_S = 2.0  # between two times that the counters are sent
+
+# Two workers of a process may start within a tick of the clock.
+_starts = itertools.count()
 
 
 class Maker(Protocol):
@@ -40,6 +46,15 @@ class Maker(Protocol):
 
         May raise anything: the unit is then tried again later, by another worker if there is one.
         """
+
+    def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
+        """The same for a unit that ended earlier workers: a sample that ends this one too is known to the next."""
+
+    def expect(self, units: Sequence[UnitId]) -> None:
+        """These are wanted next, in this order: what takes no device may begin. Others are not, and let go."""
+
+    def numbers(self) -> dict[str, float]:
+        """Counters, of any thread's asking: seconds and samples by stage, samples left out by kind."""
 
     def close(self) -> None:
         """Let go of everything; what was not saved yet is saved."""
@@ -56,6 +71,8 @@ class WorkerSetup:
     port: int = 0
     advertise: str = ""  # the host that others are told, if another than `host`
     memory_bytes: int = 4 << 30  # of units held; beyond it only units someone waits for are made
+    stuck_s: float = math.inf  # in one unit until `give_up` is called: the device or a decoder hangs
+    give_up: Callable[[], None] = lambda: None  # ends the process, since a thread that hangs cannot be ended
 
 
 class Ring:
@@ -115,8 +132,14 @@ class Worker:
         self._ring = Ring()
         self._server = UnitServer(self._ring, host=setup.host, port=setup.port, token=setup.token)
         self.address = f"{setup.advertise or setup.host}:{self._server.port}"
+        self._incarnation = time.time_ns() + next(_starts)
         self._queue: deque[UnitId] = deque()
+        self._narrow: set[UnitId] = set()  # of the queue
         self._making: UnitId | None = None
+        self._since = time.monotonic()  # when `_making` was begun, or the last was done
+        self._counts = {"units": 0.0, "samples": 0.0, "failed": 0.0, "making_seconds": 0.0, "idle_seconds": 0.0}
+        self._told = -math.inf  # when the counters were last sent
+        self._alone = False  # `_making` is made sample by sample, with nothing begun beside it
         self._changed = False  # a unit was finished since the coordinator last heard
         self._state = threading.Condition()  # guards the queue; told of work, room and the end
         self._talk = threading.Lock()  # one message at a time, each saying how things are when it is sent
@@ -140,12 +163,20 @@ class Worker:
             thread.join(max(0.0, end - time.monotonic()))
         self._maker.close()
 
+    def numbers(self) -> dict[str, float]:
+        """Counters since the start: units and samples made, seconds spent on that and without work, and the maker's."""
+        with self._state:
+            counts = dict(self._counts)
+            counts["making_seconds" if self._making else "idle_seconds"] += time.monotonic() - self._since
+        return counts | self._maker.numbers()
+
     # Talking to the coordinator.
 
     def _lease_loop(self) -> None:
         said = ""
         while not self._stopped:
             pause = _AWAY_S
+            self._look_at_clock()
             try:
                 pause = self._heartbeat()
                 said = ""
@@ -158,8 +189,17 @@ class Worker:
             with self._state:
                 self._state.wait_for(lambda: self._stopped or self._changed, pause)
 
+    def _look_at_clock(self) -> None:
+        with self._state:
+            unit, seconds = self._making, time.monotonic() - self._since
+        if unit and seconds > self._setup.stuck_s:
+            log.error("%s: stuck in %s for %.0f s: giving up", self._setup.name, unit, seconds)
+            self._setup.give_up()
+
     def _heartbeat(self) -> float:
         """Say what is here, obey the answer; the seconds until the next time."""
+        now = time.monotonic()
+        numbers = self.numbers() if now - self._told > _NUMBERS_S else {}
         with self._talk:
             with self._state:
                 self._changed = False
@@ -176,15 +216,25 @@ class Worker:
                 holding=holding,
                 encoding=encoding,
                 bytes=size,
+                incarnation=self._incarnation,
+                numbers=numbers,
             )
             granted = self._connect().ask("lease", lease, Granted, _CALL_S)
+            self._told = now if numbers else self._told
             for unit in granted.forget:
                 self._ring.forget(unit)
             with self._state:
                 keep = [unit for unit in self._queue if unit not in granted.forget]
                 self._queue = deque((*keep, *granted.units))
+                self._narrow = {*self._narrow, *granted.narrow} & set(self._queue)
+                self._expect()
                 self._state.notify_all()
         return granted.wait_s
+
+    def _expect(self) -> None:
+        """Tell the maker what comes next, unless that must be made with nothing beside it."""
+        if not self._stopped:
+            self._maker.expect([] if self._narrow or self._alone else list(self._queue))
 
     def _connect(self) -> Channel:
         if self._channel is None:
@@ -207,10 +257,12 @@ class Worker:
                     self._state.wait()
                 if self._stopped:
                     return
-                unit = self._making = self._queue.popleft()
+                unit = self._begin()
             try:
-                batch, rejected = self._maker(unit)
+                batch, rejected = self._maker.narrow(unit) if self._alone else self._maker(unit)
             except Exception as error:
+                if self._stopped:
+                    return
                 log.exception("%s: %s could not be made", self._setup.name, unit)
                 self._finish("failed", Failed(self._setup.name, unit, type(error).__name__), unit, None)
                 continue
@@ -222,16 +274,32 @@ class Worker:
                 bytes=batch.nbytes,
                 samples=batch.num_rows,
                 rejected=rejected,
+                incarnation=self._incarnation,
             )
             answer = self._finish("register", said, unit, batch)
             if answer is not None and not answer.accepted:
                 self._ring.forget(unit)
 
+    def _begin(self) -> UnitId:
+        """The next unit of the queue, from now on the one being made."""
+        unit = self._queue.popleft()
+        self._making, self._alone = unit, unit in self._narrow
+        self._narrow.discard(unit)
+        now = time.monotonic()
+        self._counts["idle_seconds"] += now - self._since
+        self._since = now
+        return unit
+
     def _finish(self, kind: str, message: object, unit: UnitId, batch: pa.RecordBatch | None) -> Answer | None:
         """Hold `unit`, if it was made, and say so; if nobody hears it, the next heartbeat says the same."""
         with self._talk:
             with self._state:
-                self._making, self._changed = None, True
+                now = time.monotonic()
+                self._counts["making_seconds"] += now - self._since
+                self._counts["failed" if batch is None else "units"] += 1
+                self._counts["samples"] += 0 if batch is None else batch.num_rows
+                self._making, self._alone, self._since, self._changed = None, False, now, True
+                self._expect()
                 self._state.notify_all()
             if batch is not None:
                 self._ring.put(unit, batch)

@@ -14,12 +14,15 @@ The coordinator only answers: it knows which units are wanted, leased and held w
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from producer.api.unit import UnitId
 
 T = TypeVar("T")
+
+# Counters that a worker may send of itself.
+NUMBERS = 64
 
 # The header that carries the fleet's token on every call.
 TOKEN_HEADER = "authorization"
@@ -34,7 +37,9 @@ class Lease:
     """A worker asks for up to `room` units; asking is also its heartbeat.
 
     `holding` (`bytes` of memory in all) and `encoding` are everything it has: a new coordinator relearns from them.
-    `full` says that its memory is used up: only units someone waits for are worth more.
+    `full` says that its memory is used up: only units someone waits for are worth more. `incarnation` grows with every
+    start of the worker; an older one is refused. `numbers` are its counters (Worker.numbers), or none where they were
+    said a moment ago.
     """
 
     worker: str
@@ -46,13 +51,18 @@ class Lease:
     holding: tuple[UnitId, ...] = ()
     encoding: tuple[UnitId, ...] = ()
     bytes: int = 0
+    incarnation: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Granted:
+    """Units to encode, those to forget. `narrow` are those of `units` that ended earlier workers: find the sample."""
+
     units: tuple[UnitId, ...]
     forget: tuple[UnitId, ...]
     wait_s: float
+    narrow: tuple[UnitId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Register:
     bytes: int
     samples: int
     rejected: int
+    incarnation: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def decode(kind: type[T], raw: bytes) -> T:
         said = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{kind.__name__}: not JSON ({error})") from None
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {part.name for part in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(said, dict) or said.keys() - names:
         unknown = sorted(said.keys() - names) if isinstance(said, dict) else said
         raise ProtocolError(f"{kind.__name__}: unknown fields {unknown}; it has {sorted(names)}")
@@ -155,15 +166,15 @@ def decode(kind: type[T], raw: bytes) -> T:
         message = kind(**{name: _units(name, value) for name, value in said.items()})
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"{kind.__name__}: {error}") from None
-    for field in fields(kind):  # type: ignore[arg-type]
-        _check(kind.__name__, field.name, field.type, getattr(message, field.name))
+    for part in fields(kind):  # type: ignore[arg-type]
+        _check(kind.__name__, part.name, part.type, getattr(message, part.name))
     return message
 
 
 def _units(name: str, value: Any) -> Any:
     if name == "unit":
         return _unit(value)
-    if name in ("units", "forget", "holding", "encoding") and isinstance(value, list):
+    if name in ("units", "forget", "narrow", "holding", "encoding") and isinstance(value, list):
         return tuple(_unit(item) for item in value)
     return value
 
@@ -176,6 +187,8 @@ def _unit(value: Any) -> UnitId:
 
 
 def _check(kind: str, name: str, wanted: Any, value: object) -> None:
-    allowed = {float: (int, float), int: (int,), str: (str,), bool: (bool,), UnitId: (UnitId,)}.get(wanted, (tuple,))
-    if type(value) not in allowed:
+    kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,), UnitId: (UnitId,), dict[str, float]: (dict,)}
+    if isinstance(value, dict) and (len(value) > NUMBERS or {type(number) for number in value.values()} - {int, float}):
+        raise ProtocolError(f"{kind}.{name}: {str(value)[:80]!r} is not at most {NUMBERS} numbers by name")
+    if type(value) not in kinds.get(wanted, (tuple,)):
         raise ProtocolError(f"{kind}.{name}: {str(value)[:80]!r} is no {getattr(wanted, '__name__', wanted)}")

@@ -21,6 +21,9 @@ values = {
     bool: st.booleans(),
     UnitId: units,
     tuple[UnitId, ...]: st.lists(units, max_size=4).map(tuple),
+    dict[str, float]: st.dictionaries(
+        st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=4
+    ),
     tuple[str, ...]: st.lists(st.text(max_size=8), max_size=4).map(tuple),
 }
 anything = st.recursive(
