@@ -18,6 +18,7 @@ from producer.plan import Plan, UnitPlan
 from producer.recipe import RecipeConfig
 from producer.rejects import Rejects
 from producer.source.reader import SourceConfig, open_source
+from producer.source.shard import UnreadableError
 
 # What is needed of an index row.
 _COLUMNS = ["key", "source", "shard", "member", "offset", "size", "sha256", "captions"]
@@ -114,10 +115,12 @@ class UnitMaker:
             key = str(row["key"])
             image = b""
             if key not in known and key not in left_out:
-                image = self._source.read(
-                    str(row["shard"]), str(row["member"]), int(str(row["offset"])), int(str(row["size"]))
-                )
-                if hashlib.sha256(image).hexdigest() != row["sha256"]:
+                place = str(row["shard"]), str(row["member"]), int(str(row["offset"])), int(str(row["size"]))
+                try:
+                    image = self._source.read(*place)
+                except UnreadableError as error:
+                    changed[key] = f"picture: {error}"
+                if image and hashlib.sha256(image).hexdigest() != row["sha256"]:
                     image, changed[key] = b"", _CHANGED
             caption = _caption(row["captions"], plan.split)
             samples.append(Raw(key, str(row["source"]), str(row["shard"]), image, caption, plan.split, plan.task))

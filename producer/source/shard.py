@@ -13,12 +13,18 @@ class SourceError(ValueError):
     """A source, or a place in it, cannot be read; the message says what, where and the fix."""
 
 
+class UnreadableError(SourceError):
+    """One image cannot be read while its source answers otherwise: the message is the reason to leave it out."""
+
+
 class Shard(NamedTuple):
     """A piece of a source that is scanned by one task."""
 
     name: str  # relative to the source's root
     stamp: str  # another one when the content may have changed
     members: tuple[str, ...] = ()  # what a folder's piece holds; a tar knows by itself
+    sizes: tuple[int, ...] = ()  # where asking again is dear: bytes of each member, its .txt and .json, -1 for none
+    fault: str = ""  # why the whole piece must not be read
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class RawSample:
     captions: dict[str, str]
     fault: str = ""  # why the image must not be read
     caption_faults: tuple[str, ...] = ()  # why captions that are there cannot be used
+    image: bytes | None = None  # where listing had to read it anyway
 
 
 class Reader(Protocol):
@@ -45,7 +52,10 @@ class Reader(Protocol):
         """Every sample of `shard` once, the bad ones with their fault."""
 
     def read(self, shard: str, member: str, offset: int, size: int) -> bytes:
-        """The `size` bytes of an image as `samples` placed it; SourceError if they are not there any more."""
+        """The `size` bytes of an image as `samples` placed it.
+
+        UnreadableError if this image cannot be had while others can, another SourceError if the source cannot.
+        """
 
 
 def is_inside(name: str) -> bool:
