@@ -10,6 +10,7 @@ Every public method is one message of producer/api/protocol.py and takes the tim
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from producer.api.channel import RefusedError
 from producer.api.protocol import (
@@ -144,7 +145,7 @@ class Coordinator:
         if held:
             self.demand.asked.pop(said.unit, None)
             return Located(self.ledger.workers[held.worker].address)
-        self.demand.asked[said.unit] = now
+        self.demand.ask(said.unit, now)
         return Located("", self._why(said.unit))
 
     def ack(self, said: Ack, now: float) -> Answer:
@@ -169,7 +170,7 @@ class Coordinator:
             return Answer(False, f"{said.unit} is not held at {said.address}")
         self.counts["lost"] += 1
         self.ledger.drop(said.unit)
-        self.demand.asked[said.unit] = now
+        self.demand.ask(said.unit, now)
         trouble = self._trouble(said.unit)
         trouble.until[held.worker] = now + self.limits.lease_s
         trouble.reason = f"{held.worker} did not deliver it"
@@ -232,17 +233,12 @@ class Coordinator:
         """
         ledger = self.ledger
         while not ledger.mean or ledger.ahead + ledger.mean * (more + 1) > self.limits.horizon_bytes:
-            held = [(self._worth(unit), unit) for unit in ledger.held if unit.stream == "train"]
-            worth, least = min(held, default=((1, 0), None))
-            if least is None or worth >= (0, -distance):
+            least = self.demand.least(ledger.order)
+            needed = self.demand.distance(least) if least else 0
+            if least is None or (needed is not None and needed <= distance):
                 return False
             ledger.drop(least)
         return True
-
-    def _worth(self, unit: UnitId) -> tuple[int, int]:
-        """Sorts the training units held: what was trained before what is still needed, and that by how soon."""
-        distance = self.demand.distance(unit)
-        return (-1, unit.step) if distance is None else (0, -distance)
 
     def _starting(self, now: float) -> bool:
         """Whether those who knew an earlier coordinator may not have spoken yet."""
@@ -271,7 +267,7 @@ class Coordinator:
             if not self.ledger.busy(unit) and self.demand.wanted(unit):
                 self.ledger.lease(unit, said.worker, now)
         if self._starting(now):
-            self.demand.begin(min((u.step for u in self.ledger.held if u.stream == "train"), default=0))
+            self.demand.begin(self.ledger.order[0].step if self.ledger.order else 0)
 
     def _in_vain(self, unit: UnitId, worker: str) -> bool:
         holder = self.ledger.held.get(unit)
@@ -284,7 +280,10 @@ class Coordinator:
 
     def _prune(self) -> None:
         """Forget what no trainer needs any longer."""
-        for unit in [unit for unit in self.ledger.held if not self.demand.useful(unit)]:
+        # Of what is held those that were trained come first.
+        acked = self.demand.acked
+        past = takewhile(lambda unit: unit.step <= acked, self.ledger.order)
+        for unit in [unit for unit in past if not self.demand.useful(unit)]:
             self.ledger.drop(unit)
         for unit, worker in [(u, w) for u, w in self.ledger.leased.items() if not self.demand.wanted(u)]:
             self.ledger.unlease(unit, worker)

@@ -1,7 +1,9 @@
 """Which units are wanted, and how soon: the coordinator's memory of its trainers."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from producer.api.channel import RefusedError
 from producer.api.protocol import Welcome
@@ -12,13 +14,18 @@ _ASKED_S = 60.0  # a unit nobody has asked for again for this long is no longer 
 
 @dataclass
 class Trainer:
-    """It trains `step` and will not go back to `acked`. `cursor`: no training unit from `step` to here is free."""
+    """It trains `step` and will not go back to `acked`.
+
+    Training units are counted from step 0 on: those from `step` to before `cursor` that are free are among `holes`,
+    which is sorted and may name others too.
+    """
 
     incarnation: int
     step: int
     acked: int
     seen: float
     cursor: int = 0
+    holes: list[int] = field(default_factory=list)
 
 
 class Demand:
@@ -28,6 +35,9 @@ class Demand:
         self.offer = offer
         self.trainers: dict[str, Trainer] = {}
         self.asked: dict[UnitId, float] = {}  # units someone waits for, and when they last said so
+        # Of those, the ones that may not be begun yet: a heap by their distance when they were asked for.
+        self._queue: list[tuple[int, UnitId]] = []
+        self._queued: set[UnitId] = set()
         self.kept = [UnitId("empty", 0, 0), *(UnitId("validation", 0, u) for u in range(offer.validation_units))]
         self._kept_cursor = 0
         self._nobody = Trainer(incarnation=-1, step=0, acked=-1, seen=0.0)
@@ -52,6 +62,11 @@ class Demand:
         """A trainer is at `step`, wherever it was before."""
         self.trainers[name] = Trainer(incarnation, step, step - 1, now, step * self.offer.units)
 
+    def ask(self, unit: UnitId, now: float) -> None:
+        """Someone waits for `unit`."""
+        self.asked[unit] = now
+        self._enqueue(unit)
+
     def check(self, unit: UnitId) -> None:
         """RefusedError if the plan has no such unit."""
         counts = {"train": self.offer.units, "validation": self.offer.validation_units, "empty": 1}
@@ -70,6 +85,20 @@ class Demand:
         """Whether it is worth making."""
         return unit in self.asked or self.distance(unit) is not None
 
+    @property
+    def acked(self) -> int:
+        """The last step that no trainer will go back to."""
+        return min(trainer.acked for trainer in self._readers())
+
+    def least(self, held: Sequence[UnitId]) -> UnitId | None:
+        """Of the training units `held`, which are sorted, one trained before; if there is none, the one needed last."""
+        steps = sorted({trainer.step for trainer in self._readers()})
+        if held and held[0].step < steps[0]:
+            return held[0]
+        # What a trainer needs last comes right before where the next one is.
+        ends = [bisect_left(held, UnitId("train", step, 0)) for step in steps[1:]] + [len(held)]
+        return max((held[end - 1] for end in ends if end), key=lambda unit: self.distance(unit) or 0, default=None)
+
     def useful(self, unit: UnitId) -> bool:
         """Whether it is worth keeping: wanted, or of a step that a trainer may go back to."""
         return self.wanted(unit) or any(unit.step > trainer.acked for trainer in self._readers())
@@ -79,8 +108,7 @@ class Demand:
 
         A unit is `busy` while a worker has it; one that is not may still not be `free` to the worker that asks.
         """
-        asked = sorted(self.asked, key=lambda unit: (self.distance(unit) or 0, unit))
-        yield from (unit for unit in asked if free(unit))
+        yield from self._waited_for(busy, free)
         while self._kept_cursor < len(self.kept) and busy(self.kept[self._kept_cursor]):
             self._kept_cursor += 1
         yield from (unit for unit in self.kept[self._kept_cursor :] if free(unit))
@@ -91,25 +119,59 @@ class Demand:
             yield heads[best]
             heads[best] = next(streams[best])
 
+    def _waited_for(self, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool]) -> Iterator[UnitId]:
+        kept: list[tuple[int, UnitId]] = []
+        try:
+            while self._queue:
+                entry = heappop(self._queue)
+                if entry[1] not in self.asked or busy(entry[1]):
+                    self._queued.discard(entry[1])
+                    continue
+                kept.append(entry)
+                if free(entry[1]):
+                    yield entry[1]
+        finally:
+            for entry in kept:
+                heappush(self._queue, entry)
+
+    def _enqueue(self, unit: UnitId) -> None:
+        if unit not in self._queued:
+            self._queued.add(unit)
+            heappush(self._queue, (self.distance(unit) or 0, unit))
+
     def _ahead(
         self, trainer: Trainer, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool]
     ) -> Iterator[UnitId]:
-        at = trainer.cursor = max(trainer.cursor, trainer.step * self.offer.units)
+        units, holes = self.offer.units, trainer.holes
+        del holes[: bisect_left(holes, trainer.step * units)]
+        trainer.cursor = max(trainer.cursor, trainer.step * units)
+        index = 0
         while True:
-            unit = UnitId("train", at // self.offer.units, at % self.offer.units)
-            if trainer.cursor == at and busy(unit):
-                trainer.cursor = at + 1
+            # What was passed without being taken stays a hole.
+            if index == len(holes):
+                holes.append(trainer.cursor)
+                trainer.cursor += 1
+            unit = UnitId("train", holes[index] // units, holes[index] % units)
+            if busy(unit):
+                del holes[index]
+                continue
             if free(unit):
                 yield unit
-            at += 1
+            index += 1
 
     def reopen(self, unit: UnitId) -> None:
         """Let `candidates` find a unit again."""
+        if unit in self.asked:
+            self._enqueue(unit)
         if unit.stream != "train":
             self._kept_cursor = 0
             return
+        number = unit.step * self.offer.units + unit.unit
         for trainer in self._readers():
-            trainer.cursor = min(trainer.cursor, unit.step * self.offer.units + unit.unit)
+            if unit.step >= trainer.step and number < trainer.cursor:
+                index = bisect_left(trainer.holes, number)
+                if trainer.holes[index : index + 1] != [number]:
+                    trainer.holes.insert(index, number)
 
     def sweep(self, now: float, silence_s: float) -> bool:
         """Stop counting trainers that have been silent; whether there were any."""

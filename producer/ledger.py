@@ -1,5 +1,6 @@
 """Who holds which unit and who is encoding which: the coordinator's memory of its workers."""
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class Ledger:
     def __init__(self, reopened: Callable[[UnitId], None]) -> None:
         self.workers: dict[str, Worker] = {}
         self.held: dict[UnitId, Held] = {}
+        self.order: list[UnitId] = []  # the training units held, sorted
         self.leased: dict[UnitId, str] = {}
         self.bytes = 0  # of the training units held
         self.silenced = 0
@@ -90,6 +92,7 @@ class Ledger:
         self.workers[worker].holds.add(unit)
         self.workers[worker].discards.discard(unit)
         if unit.stream == "train":
+            insort(self.order, unit)
             self.bytes += size
             self._sizes = [self._sizes[0] + 1, self._sizes[1] + size]
 
@@ -99,6 +102,7 @@ class Ledger:
         self.workers[held.worker].holds.discard(unit)
         self.workers[held.worker].discards.add(unit)
         if unit.stream == "train":
+            del self.order[bisect_left(self.order, unit)]
             self.bytes -= held.bytes
         self._reopened(unit)
 
