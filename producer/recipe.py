@@ -89,11 +89,18 @@ class Selection:
     tokens: np.ndarray  # int32 [splits, rows]: caption tokens, -1 where the row is not used with that split
     held_out: np.ndarray  # bool: in a duplicate cluster kept for validation, never trained on
     validation: np.ndarray  # int64: the row numbers to validate on, one of each held-out cluster
+    held_below: int  # clusters whose hash is below are held out
     counts: dict[str, dict[str, int]]  # split -> outcome -> rows; the outcomes of a split sum to the index's rows
 
 
-def select(table: pa.Table, recipe: RecipeConfig) -> Selection:
-    """The rows of an index's `table` that `recipe` uses, and how many of the rest it leaves for which reason."""
+def select(
+    table: pa.Table, recipe: RecipeConfig, *, bound: int | None = None, also: np.ndarray | None = None
+) -> Selection:
+    """The rows of an index's `table` that `recipe` uses, and how many of the rest it leaves for which reason.
+
+    With `bound` the clusters held out are those of an earlier selection (its `held_below`) and the ones that the rows
+    `also`, which that one validates on, are in by now.
+    """
     outcome = _Outcomes(table.num_rows)
     outcome.require(_flags(table["kept"]), "not kept by curation")
     for name, threshold in recipe.thresholds.items():
@@ -107,14 +114,15 @@ def select(table: pa.Table, recipe: RecipeConfig) -> Selection:
         mine.require(length >= 0, "no such caption")
         mine.require(length <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
     usable = np.stack([mine.passed for mine in outcomes])
-    held_out, validation = _hold_out(table["cluster"], np.logical_or.reduce(usable), recipe)
+    held_out, validation, below = _hold_out(table["cluster"], np.logical_or.reduce(usable), recipe, bound, also)
     for mine in outcomes:
         mine.require(~held_out, "held out for validation")
     for split, mine in zip(recipe.splits, outcomes, strict=True):
         if not mine.passed.any():
             raise RecipeError(f"recipe.splits.{split}: leaves nothing to train on of the index's rows: {mine.counts}")
     counts = {split: mine.summary() for split, mine in zip(recipe.splits, outcomes, strict=True)}
-    return Selection(buckets, place, tuple(recipe.splits), np.where(usable, tokens, -1), held_out, validation, counts)
+    tokens = np.where(usable, tokens, -1)
+    return Selection(buckets, place, tuple(recipe.splits), tokens, held_out, validation, below, counts)
 
 
 class _Outcomes:
@@ -192,27 +200,33 @@ def _caption_tokens(captions: pa.ChunkedArray, split: str) -> np.ndarray:
     return tokens
 
 
-def _hold_out(cluster: pa.ChunkedArray, usable: np.ndarray, recipe: RecipeConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The rows kept from training, and one usable row of each cluster among them.
+def _hold_out(
+    cluster: pa.ChunkedArray, usable: np.ndarray, recipe: RecipeConfig, bound: int | None, also: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The rows kept from training, one usable row of each cluster among them, and the bound of the clusters' hashes.
 
     The hash of a cluster decides, so an index that grows never hands a trained sample to validation. A share also
-    withstands stricter thresholds; a number then lets the next clusters in, trained or not.
+    withstands stricter thresholds; a number then lets the next clusters in, trained or not, unless `bound` is given.
     """
-    nothing = np.zeros(len(usable), bool), np.zeros(0, np.int64)
-    if not recipe.validation_samples and not recipe.validation_share:
-        return nothing
+    if not bound and not recipe.validation_samples and not recipe.validation_share:
+        return np.zeros(len(usable), bool), np.zeros(0, np.int64), 0
     hashes = of_strings(cluster, _HELD_OUT_SALT)
     candidates, rows = np.unique(hashes[usable], return_index=True)
-    if recipe.validation_samples:
+    if bound is not None:
+        below = bound
+    elif recipe.validation_samples:
         if recipe.validation_samples >= len(candidates):
             raise RecipeError(
                 f"recipe.validation_samples: {recipe.validation_samples} of {len(candidates)} usable duplicate "
                 f"clusters leave nothing to train on; hold out fewer"
             )
-        chosen = np.arange(len(candidates)) < recipe.validation_samples
+        below = int(candidates[recipe.validation_samples])
     else:
-        chosen = candidates < np.uint64(int(recipe.validation_share * 2**64))
-    return usable & np.isin(hashes, candidates[chosen]), np.flatnonzero(usable)[rows[chosen]]
+        below = int(recipe.validation_share * 2**64)
+    chosen = candidates < np.uint64(below)
+    if also is not None:
+        chosen |= np.isin(candidates, hashes[also])
+    return usable & np.isin(hashes, candidates[chosen]), np.flatnonzero(usable)[rows[chosen]], below
 
 
 def _flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

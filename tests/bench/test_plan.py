@@ -24,6 +24,7 @@ def drawn(rows: int, recipe: RecipeConfig) -> Selection:
         tokens=np.clip(draw.lognormal(4.9, 0.35, (len(recipe.splits), rows)), 4, 1000).astype(np.int32),
         held_out=np.zeros(rows, bool),
         validation=np.zeros(0, np.int64),
+        held_below=0,
         counts={},
     )
 
