@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import pyarrow.flight as flight
 from pyarrow import ipc
 
@@ -72,7 +73,7 @@ class Channel:
         action = flight.Action(kind, body)
         try:
             results = [result.body.to_pybytes() for result in self._client.do_action(action, self._call(timeout_s))]
-        except flight.FlightError as error:
+        except (flight.FlightError, pa.ArrowInvalid) as error:
             raise meaning(error, self.address) from None
         if len(results) != 1:
             raise ProtocolError(f"{kind}: {len(results)} results from {self.address}, expected one")
@@ -82,7 +83,7 @@ class Channel:
         """The stream of `unit`. Reading it raises Flight's errors: put them through `meaning`."""
         try:
             return self._client.do_get(flight.Ticket(json.dumps(unit).encode()), self._call(timeout_s))
-        except flight.FlightError as error:
+        except (flight.FlightError, pa.ArrowInvalid) as error:
             raise meaning(error, self.address) from None
 
     def close(self) -> None:
@@ -93,8 +94,11 @@ class Channel:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers, read_options=_ALIGNED)
 
 
-def meaning(error: flight.FlightError, address: str) -> Exception:
+def meaning(error: flight.FlightError | pa.ArrowInvalid, address: str) -> Exception:
     """The error of ours that a Flight error from `address` stands for."""
+    if isinstance(error, pa.ArrowInvalid) and not isinstance(error, flight.FlightError):
+        # Another thread of ours found the other side gone and closed the connection.
+        return UnreachableError(f"{address}: {error}")
     if isinstance(error, flight.FlightUnauthenticatedError):
         return DeniedError(f"{address} does not know our token; both sides must use the same token file")
     if error.extra_info:
