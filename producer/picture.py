@@ -1,13 +1,13 @@
 """Encoded image bytes to pixels, guarded: limits on bytes and pixels before any decoding, and never half a picture."""
 
 import io
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from producer.api.bucket import Bucket
+from producer.quiet import quiet
 
 # What is tried at all: decoders that are fuzzed and common. Everything else is refused whatever its extension says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -47,8 +47,7 @@ def decode(raw: bytes, limits: Limits = _LIMITS) -> Image.Image:
     if len(raw) > limits.bytes:
         raise PictureError(f"{len(raw)} bytes, the limit is {limits.bytes}")
     # Pillow warns of odd metadata, which is no fault of the pixels, and of bombs, which our own limit catches first.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
                 width, height = image.size
