@@ -56,6 +56,8 @@ class PromptEncoder:
     cut it, and its end of turn with it. Prompts of about one length run together, `batch` at most, padded to a multiple
     of `multiple` tokens: the shapes follow from the list of prompts alone.
 
+    A group has `tokens` tokens at most, padding counted, if that is at least one prompt.
+
     `positions` of picture tokens: "grid" gives them rows and columns, which the released weights were made with;
     "line" counts on, as diffusers' edit pipelines do under transformers 5 (huggingface/diffusers issue 14194).
     """
@@ -68,12 +70,14 @@ class PromptEncoder:
         max_tokens: int = 1024,
         batch: int = 16,
         multiple: int = 8,
+        tokens: int = 16384,
         positions: Literal["grid", "line"] = "grid",
     ) -> None:
         for name in ("text_encoder", "tokenizer"):
             if not (root / name).is_dir():
                 raise PromptError(f"{root / name}: no such folder")
         self.max_tokens, self.batch, self.multiple, self.positions = max_tokens, batch, multiple, positions
+        self.tokens = tokens
         self.device = torch.device(device)
         self._root, self._dtype = root, dtype
         self._tokenizer = Qwen2Tokenizer.from_pretrained(root / "tokenizer", local_files_only=True)
@@ -118,6 +122,17 @@ class PromptEncoder:
                 hidden[k] = row[len(prefix) - rows[k].start : len(rows[k].ids)].cpu()
         return hidden
 
+    def most(self, width: int) -> int:
+        """How many prompts of `width` tokens run together at most."""
+        return min(self.batch, max(1, self.tokens // width))
+
+    @torch.inference_mode()
+    def rehearse(self, count: int, tokens: int) -> None:
+        """Run `count` prompts of `tokens` tokens that say nothing: where they fit in memory, any others do."""
+        ids = torch.zeros(tokens, dtype=torch.long)
+        positions = torch.arange(self.prefix, self.prefix + tokens).expand(3, -1)
+        self._run([_Prompt(ids, positions, self.prefix, None)] * count, T2I)
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(texts))["input_ids"] if texts else []
 
@@ -156,7 +171,11 @@ class PromptEncoder:
         while order:
             first = rows[order[0]]
             least = _NEAR * self._width(first)
-            alike = (k for k in order[: self.batch] if rows[k].start == first.start and self._width(rows[k]) >= least)
+            alike = (
+                k
+                for k in order[: self.most(self._width(first))]
+                if rows[k].start == first.start and self._width(rows[k]) >= least
+            )
             group = list(alike)
             yield group
             order = order[len(group) :]

@@ -7,9 +7,10 @@ luck; what else decides the last digits (weights, libraries, device, threads) is
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,12 +25,18 @@ from producer.api.unit import Encoded, Latent
 from producer.digest import hash_folder
 from producer.picture import PictureError, decode, fit
 from producer.plan import UnitPlan
+from producer.stages import Stages
 
 # Counts up with every change here or in model/ that changes the numbers.
-REVISION = 3
+REVISION = 4
 
 _FOLDERS = ("vae", "text_encoder", "tokenizer")
-_LIBRARIES = ("diffusers", "numpy", "pillow", "tokenizers", "torch", "transformers")
+_LIBRARIES = ("numpy", "pillow", "torch")
+_TEXT_LIBRARIES = ("tokenizers", "transformers")
+
+# Settings that decide a latent's bits, and those that decide no bits at all.
+_LATENT_SHAPES = frozenset({"dtype", "threads", "picture_batch", "picture_pixels", "tile_above"})
+_NO_SHAPES = frozenset({"root", "device", "decode_threads"})
 
 
 class EncoderError(ValueError):
@@ -43,9 +50,12 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "cpu"  # or cuda, cuda:1, ...
     threads: int = Field(default=1, ge=1)  # CPU threads of one worker
-    picture_batch: int = Field(default=4, ge=1)  # pictures through the VAE at once
+    decode_threads: int = Field(default=2, ge=1)  # pictures read and decoded at once, while the device encodes others
+    picture_batch: int = Field(default=4, ge=1)  # pictures through the VAE at once, at most ...
+    picture_pixels: int = Field(default=4 << 20, ge=1)  # ... and their pixels, if that is at least one picture
     tile_above: int = Field(default=0, ge=0)  # pixels a side above which it works in blended tiles; 0: never
-    text_batch: int = Field(default=16, ge=1)  # captions through the text encoder at once
+    text_batch: int = Field(default=16, ge=1)  # captions through the text encoder at once, at most ...
+    text_tokens: int = Field(default=8192, ge=1)  # ... and their tokens with padding, if that is at least one caption
     text_multiple: int = Field(default=8, ge=1)  # tokens; captions are padded to a multiple of this
     max_text_tokens: int = Field(default=1024, ge=16, le=1024)  # of a caption and the template's end; more is rejected
 
@@ -58,6 +68,10 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"{device!r} is no device; use cpu, cuda or cuda:1") from None
         return device
 
+    def pictures(self, bucket: Bucket) -> int:
+        """How many pictures of `bucket` go through the VAE at once, always."""
+        return min(self.picture_batch, max(1, self.picture_pixels // (bucket.height * bucket.width)))
+
     @property
     def tiling(self) -> Tiling | None:
         """How the VAE cuts large pictures, which saves memory and costs exactness where tiles meet."""
@@ -66,12 +80,11 @@ class EncoderConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """One sample as its source holds it. `image` may be empty where its latent is known."""
+    """One sample as its source holds it, without its picture."""
 
     key: str
     source: str
     shard: str
-    image: bytes
     caption: str
     split: str
     task: str
@@ -90,19 +103,21 @@ def require_folders(root: Path) -> None:
 class Encoder:
     """VAE, text encoder and tokenizer, loaded. `fingerprint` names the numerics: equal ones encode to equal bits.
 
+    `latent_fingerprint` does so for latents alone, which other text settings leave as they are.
+
     The promise within one fingerprint: a picture's latent depends on the picture and its bucket alone, since VAE
     batches are always full (blanks fill them); a caption's embedding depends on the captions of its unit, in order,
     whether or not their pictures decode. So a rejected sample changes nothing of the others.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Load the encoders; EncoderError at once where there are none."""
+    def __init__(self, config: EncoderConfig, stages: Stages | None = None) -> None:
+        """Load the encoders; EncoderError at once where there are none. `stages` counts what is done."""
         require_folders(config.root)
         # Here, since they take seconds to import and every reader of settings imports this file.
         from model.prompt import PromptEncoder
         from model.vae import ImageVae
 
-        self.config = config
+        self.config, self._stages = config, stages or Stages()
         dtype = getattr(torch, config.dtype)
         try:
             self._vae = ImageVae(config.root / "vae", dtype, config.device, config.tiling)
@@ -113,61 +128,108 @@ class Encoder:
                 max_tokens=config.max_text_tokens,
                 batch=config.text_batch,
                 multiple=config.text_multiple,
+                tokens=config.text_tokens,
             )
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise EncoderError(f"encoder: {config.root} does not load as encoders: {error}") from error
-        self.fingerprint = _fingerprint(config)
+        self.latent_fingerprint = _latent_fingerprint(config)
+        self.fingerprint = _fingerprint(config, self.latent_fingerprint)
 
-    def latents(self, bucket: Bucket, images: Sequence[bytes]) -> list[Latent | str]:
-        """The posterior of each encoded image at the bucket's size, or why there is none."""
+    def probe(self, buckets: Iterable[Bucket]) -> None:
+        """Encode blanks at the largest sizes that units of `buckets` can have; EncoderError says what fits instead.
+
+        Batch sizes are no matter of luck or load: they decide bits. So a worker that cannot take them must not start.
+        """
+        config, found = self.config, sorted(buckets, key=lambda bucket: bucket.height * bucket.width)
+        both = {max(found, key=lambda b: config.pictures(b) * b.height * b.width), found[-1]}
+        for bucket in sorted(both):
+            wanted, area = config.pictures(bucket), bucket.height * bucket.width
+            fits = _most(wanted, partial(self._blanks, bucket))
+            if fits < wanted:
+                raise EncoderError(
+                    f"encoder.picture_pixels: {wanted} pictures of {bucket} at once do not fit in the memory of "
+                    f"{config.device}; "
+                    + (f"{fits} do: set it to {fits * area}" if fits else "nor does one: set encoder.tile_above")
+                )
+        longest = -(-config.max_text_tokens // config.text_multiple) * config.text_multiple
+        wanted = self._prompts.most(longest)
+        fits = _most(wanted, partial(self._prompts.rehearse, tokens=longest))
+        if fits < wanted:
+            raise EncoderError(
+                f"encoder.text_tokens: {wanted} captions of {longest} tokens at once do not fit in the memory of "
+                f"{config.device}; "
+                + (f"{fits} do: set it to {fits * longest}" if fits else "nor does one: lower encoder.max_text_tokens")
+            )
+
+    def _blanks(self, bucket: Bucket, count: int) -> None:
+        self._posteriors(bucket, [np.zeros((bucket.height, bucket.width, 3), np.uint8)] * count, count)
+
+    def latents(self, bucket: Bucket, pictures: Iterable[np.ndarray | str]) -> list[Latent | str]:
+        """The posterior of each picture [height, width, 3] of the bucket's size, or why there is none.
+
+        `pictures` may wait: a batch is encoded as soon as it is full.
+        """
         results: list[Latent | str] = []
-        good: list[tuple[int, np.ndarray]] = []
-        for k, image in enumerate(images):
-            picture = _picture(image, bucket)
+        batch: list[np.ndarray] = []
+        slots: list[int] = []
+
+        def encode() -> None:
+            for slot, latent in zip(slots, self._posteriors(bucket, batch, self.config.pictures(bucket)), strict=True):
+                results[slot] = latent
+            batch.clear()
+            slots.clear()
+
+        for k, picture in enumerate(pictures):
             results.append(picture if isinstance(picture, str) else "")
             if not isinstance(picture, str):
-                good.append((k, picture))
-        for start in range(0, len(good), self.config.picture_batch):
-            slots = good[start : start + self.config.picture_batch]
-            batch = np.zeros((self.config.picture_batch, 3, bucket.height, bucket.width), np.uint8)
-            for slot, (_, picture) in enumerate(slots):
-                batch[slot] = picture.transpose(2, 0, 1)
-            with _exact(self.config.threads):
-                mean, logvar = self._vae.encode(torch.from_numpy(batch))
-            for slot, (k, _) in enumerate(slots):
-                results[k] = _latent(bucket, mean[slot], logvar[slot])
+                batch.append(picture)
+                slots.append(k)
+            if len(batch) == self.config.pictures(bucket):
+                encode()
+        if batch:
+            encode()
         return results
+
+    def _posteriors(self, bucket: Bucket, pictures: Sequence[np.ndarray], count: int) -> list[Latent | str]:
+        """Those of `pictures` in a batch of `count`, filled up with blanks."""
+        batch = np.zeros((count, 3, bucket.height, bucket.width), np.uint8)
+        for slot, picture in enumerate(pictures):
+            batch[slot] = picture.transpose(2, 0, 1)
+        with self._stages("vae", len(pictures)), _exact(self.config.threads):
+            mean, logvar = self._vae.encode(torch.from_numpy(batch))
+        return [_latent(bucket, mean[slot], logvar[slot]) for slot in range(len(pictures))]
 
     def text(self, captions: Sequence[str]) -> list[np.ndarray | str]:
         """The hidden states of each caption as bfloat16 bits, uint16 [tokens, e], or why there are none."""
         lengths = self._prompts.lengths(captions)
         fits = [k for k, length in enumerate(lengths) if length <= self.config.max_text_tokens]
-        with _exact(self.config.threads):
+        with self._stages("text", len(fits)), _exact(self.config.threads):
             hidden = self._prompts.encode([captions[k] for k in fits])
         limit = self.config.max_text_tokens
         results: list[np.ndarray | str] = [
-            f"caption too long: {length} tokens with the template's end, the limit is {limit}" for length in lengths
+            f"caption: {length} tokens with the template's end, the limit is {limit}" for length in lengths
         ]
         for k, states in zip(fits, hidden, strict=True):
             finite = bool(torch.isfinite(states).all())
-            results[k] = states.bfloat16().view(torch.uint16).numpy() if finite else "text encoder gave NaN or infinity"
+            results[k] = states.bfloat16().view(torch.uint16).numpy() if finite else "text encoder: NaN or infinity"
         return results
 
     def encode_unit(
-        self, plan: UnitPlan, samples: Sequence[Raw], known: Mapping[str, Latent] | None = None
+        self,
+        plan: UnitPlan,
+        samples: Sequence[Raw],
+        pictures: Iterable[np.ndarray | str],
+        known: Mapping[str, Latent] | None = None,
     ) -> tuple[list[Encoded], list[tuple[str, str]]]:
         """The encoded `samples` of `plan`, in their order, and (key, reason) of those that cannot be.
 
-        `known` holds latents, by sample key, that need not be made again. The unit of the stream "empty" takes no
-        samples and gives the empty prompt.
+        `known` holds latents, by sample key, that need not be made again; `pictures` are those of the other samples, in
+        order, or why they are none. They may wait: captions go first.
         """
-        if plan.unit.stream == "empty":
-            return [self.empty()], []
         known = known or {}
-        wanted = [sample for sample in samples if sample.key not in known]
-        made = self.latents(plan.bucket, [sample.image for sample in wanted])
-        latents = dict(known) | {sample.key: latent for sample, latent in zip(wanted, made, strict=True)}
         texts = self.text([sample.caption for sample in samples])
+        wanted = [sample.key for sample in samples if sample.key not in known]
+        latents = dict(known) | dict(zip(wanted, self.latents(plan.bucket, pictures), strict=True))
         encoded, rejected = [], []
         for sample, text in zip(samples, texts, strict=True):
             latent = latents[sample.key]
@@ -185,17 +247,37 @@ class Encoder:
         return Encoded("", "", "", "t2i", "", "", Latent(0, 0, none, none), text)
 
 
-def _picture(image: bytes, bucket: Bucket) -> np.ndarray | str:
+def picture(image: bytes, bucket: Bucket) -> np.ndarray | str:
+    """An encoded image at the bucket's size, uint8 [height, width, 3], or why there is none. Takes no device."""
     try:
         return fit(decode(image), bucket)
     except PictureError as error:
         return f"picture: {error}"
 
 
+def _most(wanted: int, run: Callable[[int], object]) -> int:
+    """`wanted`, halved until `run` has memory for it; 0 where it has none for one."""
+    fits = wanted
+    while fits and not _has_memory(run, fits):
+        fits //= 2
+    return fits
+
+
+def _has_memory(run: Callable[[int], object], count: int) -> bool:
+    try:
+        run(count)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        # What the probe took is of other sizes than units will ask for.
+        torch.cuda.empty_cache()
+    return True
+
+
 def _latent(bucket: Bucket, mean: torch.Tensor, logvar: torch.Tensor) -> Latent | str:
     planes = mean.half().numpy(), logvar.half().numpy()
     if not all(np.isfinite(plane).all() for plane in planes):
-        return "VAE gave NaN, infinity or values beyond float16"
+        return "VAE: NaN, infinity or values beyond float16"
     return Latent(bucket.height, bucket.width, *planes)
 
 
@@ -225,19 +307,40 @@ def _exact(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fingerprint(config: EncoderConfig) -> str:
+def _latent_fingerprint(config: EncoderConfig) -> str:
+    """A hash over all that decides the bits of latents."""
+    return _hash(
+        {
+            "revision": REVISION,
+            "vae": hash_folder(config.root / "vae"),
+            "shapes": config.model_dump(mode="json", include=set(_LATENT_SHAPES)),
+            "libraries": {name: version(name) for name in _LIBRARIES},
+            "device": _device_kind(config.device),
+        }
+    )
+
+
+def _fingerprint(config: EncoderConfig, latents: str) -> str:
     """A hash over all that decides the bits of what is encoded."""
-    said = {
-        "revision": REVISION,
-        "folders": {name: hash_folder(config.root / name) for name in _FOLDERS},
-        "shapes": config.model_dump(mode="json", exclude={"root", "device"}),
-        "libraries": {name: version(name) for name in _LIBRARIES},
-        "device": _device_kind(config.device),
-    }
+    return _hash(
+        {
+            "latents": latents,
+            "folders": {name: hash_folder(config.root / name) for name in _FOLDERS[1:]},
+            "shapes": config.model_dump(mode="json", exclude=set(_NO_SHAPES | _LATENT_SHAPES)),
+            "libraries": {name: version(name) for name in _TEXT_LIBRARIES},
+        }
+    )
+
+
+def _hash(said: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _device_kind(device: str) -> str:
+def _device_kind(device: str) -> list[object]:
+    """What decides which kernels run, and how they cut their work."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        return [torch.cuda.get_device_name(device), torch.version.cuda, torch.backends.cudnn.version()]
+    said = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    # The vector units, and the caches that products are blocked by; AVX512 alone may or may not come with AMX.
+    kinds = {name: value for name, value in said.items() if isinstance(value, bool) or name.endswith("cache_size")}
+    return [platform.machine(), torch.backends.cpu.get_cpu_capability(), kinds]

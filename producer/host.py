@@ -68,6 +68,8 @@ class WorkerHost:
                 host=said.host,
                 advertise=reachable(said.host),
                 memory_bytes=said.worker_bytes,
+                stuck_s=2 * said.late_s,
+                give_up=_give_up,
             )
             self._worker = Worker(setup, maker)
             self._said: dict[str, Any] = vars(maker.offer)
@@ -83,6 +85,12 @@ class WorkerHost:
         """End in good order."""
         if self._worker is not None:
             self._worker.stop()
+
+
+def _give_up() -> None:
+    # Ray starts the process anew.
+    logging.shutdown()
+    os._exit(70)
 
 
 def reachable(host: str) -> str:

@@ -1,29 +1,49 @@
-"""From a unit's id to the unit: the plan says which samples, the source has their bytes, the encoders do the rest."""
+"""From a unit's id to the unit: the plan says which samples, the source has their bytes, the encoders do the rest.
+
+Reading, decoding and resizing run on a bounded pool of threads, for the next units too while the device encodes this
+one. Threads decide when a picture is there, never what is made of it.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import BaseModel
 
+from producer.api.bucket import Bucket
 from producer.api.protocol import Welcome
 from producer.api.unit import Header, Latent, UnitId, pack
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
-from producer.encode import Encoder, EncoderConfig, Raw
+from producer.encode import Encoder, EncoderConfig, Raw, picture
 from producer.index import Index
 from producer.plan import Plan, UnitPlan
 from producer.recipe import RecipeConfig
-from producer.rejects import Rejects
+from producer.rejects import Attempt, Rejects
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import UnreadableError
+from producer.stages import Stages
+from producer.worker import MakerBrokenError
 
 # What is needed of an index row.
 _COLUMNS = ["key", "source", "shard", "member", "offset", "size", "sha256", "captions"]
 
 _CHANGED = "picture: its bytes are not those that were curated"
+
+# What is tried of a sample of a unit that ended its workers, and how often a try must not have come back.
+_PARTS = ("picture", "caption")
+_DEATHS = 2
+_KILLED = {part: f"killed its worker: by its {part}" for part in _PARTS}
+_TOGETHER = "killed its worker: its unit did, and no sample of it alone"
+_SILENCED = (_KILLED["caption"], _TOGETHER)
 
 
 class EncodeJob(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -40,6 +60,22 @@ class EncodeJob(BaseModel, frozen=True, strict=True, extra="forbid"):
     cache: CacheConfig
 
 
+@dataclass
+class _Begun:
+    """A unit before the device has to do with it."""
+
+    plan: UnitPlan
+    rows: list[dict[str, Any]]
+    keys: dict[str, LatentKey]
+    left_out: dict[str, str]  # by sample, as of its beginning
+    known: dict[str, Latent]
+    pictures: dict[str, "Future[np.ndarray | str]"] = field(default_factory=dict)
+
+    def cancel(self) -> None:
+        for future in self.pictures.values():
+            future.cancel()
+
+
 class UnitMaker:
     """Makes the units of one plan. The same unit always comes out the same, whatever the cache holds."""
 
@@ -51,8 +87,15 @@ class UnitMaker:
         self._source = open_source(job.source)
         self._rejects = Rejects(job.rejects)
         self._cache = LatentCache(job.cache)
-        self._encoder = Encoder(job.encoder)
+        self._stages = Stages()
+        self._encoder = Encoder(job.encoder, self._stages)
+        self._encoder.probe({bucket for size in job.recipe.resolutions for bucket in job.recipe.buckets(size)})
+        self._stages.clear()
         self._offer = Welcome(self._plan.id, self._plan.units, len(self._plan.validation), self._encoder.fingerprint)
+        self._lock = threading.Lock()
+        self._threads = job.encoder.decode_threads
+        self._pool = self._new_pool()
+        self._ahead: dict[UnitId, Future[_Begun]] = {}
 
     @property
     def offer(self) -> Welcome:
@@ -66,68 +109,182 @@ class UnitMaker:
         """
         if unit.stream == "empty":
             return pack(self._header(unit, 0), [self._encoder.empty()]), 0
-        plan = (
-            self._plan.validation[unit.unit] if unit.stream == "validation" else self._plan.step(unit.step)[unit.unit]
-        )
-        rows = self._table.take(pa.array(plan.rows)).to_pylist()
-        left_out = self._rejects.known(self._plan.id, unit)
-        keys = {
-            row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, self._encoder.fingerprint) for row in rows
-        }
-        cached = self._cache.get(key for name, key in keys.items() if name not in left_out)
-        known = {key.sample: latent for key, latent in cached.items()}
-        samples, changed = self._read(plan, rows, known, left_out)
-        # Samples left out are still given, without their pictures: captions are encoded together.
-        encoded, rejected = self._encoder.encode_unit(plan, samples, known)
-        fresh = [(key, changed.get(key, reason)) for key, reason in rejected if key not in left_out]
-        self._rejects.add(self._plan.id, unit, fresh)
-        made = {keys[sample.key]: sample.latent for sample in encoded if sample.key not in known}
-        self._cache.put(made)
-        missing = len(rows) - len(encoded)
-        return pack(self._header(unit, missing), encoded), missing
+        with self._lock:
+            begun = self._ahead.pop(unit, None) or self._pool.submit(self._begin, unit)
+        with self._stages("wait", 0):
+            found = begun.result()
+        try:
+            return self._make(found)
+        finally:
+            found.cancel()
 
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
-        """The same for a unit that ended earlier workers."""
-        return self(unit)
+        """The same for a unit that ended earlier workers, one sample at a time and nothing beside it.
+
+        The journal says what is tried before it is; what has not come back from two tries is left out.
+        """
+        if unit.stream == "empty":
+            return self(unit)
+        with self._lock:
+            self._ahead.clear()
+            ending, self._pool = self._pool, self._new_pool()
+        ending.shutdown(wait=True, cancel_futures=True)
+        begun = self._look(unit)
+        with self._rejects.attempt(self._offer.plan, unit) as attempt:
+            for row in begun.rows:
+                self._try(begun, row, attempt)
+            if attempt.deaths("", "unit") >= _DEATHS:
+                self._leave_out(begun, [str(row["key"]) for row in begun.rows], _TOGETHER)
+            attempt.begin("", "unit")
+            return self._make(begun)
 
     def expect(self, units: Sequence[UnitId]) -> None:
         """Begin what takes no device for `units`, and let go of others that were begun."""
+        with self._lock:
+            for unit in self._ahead.keys() - set(units):
+                begun = self._ahead.pop(unit)
+                if not begun.cancel():
+                    begun.add_done_callback(_let_go)
+            for unit in units:
+                if unit.stream != "empty" and unit not in self._ahead:
+                    self._ahead[unit] = self._pool.submit(self._begin, unit)
 
     def numbers(self) -> dict[str, float]:
         """STAGE_seconds and STAGE_samples of read, decode, vae and text; wait_seconds of the device for pictures;
-        cached_samples; left_out_KIND.
+        cached_samples; left_out_KIND; and what the cache counts.
         """
-        return {}
+        return self._stages.counts() | {f"cache_{name}": count for name, count in self._cache.counts.items()}
 
     def close(self) -> None:
-        """Write what the cache still gathers."""
+        """Begin nothing more, and write what the cache still gathers."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._cache.flush()
 
     def _header(self, unit: UnitId, rejected: int) -> Header:
         return Header(self._offer.plan, unit, self._offer.encoder, rejected)
 
-    def _read(
-        self, plan: UnitPlan, rows: list[dict[str, object]], known: dict[str, Latent], left_out: dict[str, str]
-    ) -> tuple[list[Raw], dict[str, str]]:
-        """The samples, with pictures only where they are needed, and those whose picture is another by now."""
-        samples, changed = [], {}
-        for row in rows:
-            key = str(row["key"])
-            image = b""
-            if key not in known and key not in left_out:
-                place = str(row["shard"]), str(row["member"]), int(str(row["offset"])), int(str(row["size"]))
-                try:
-                    image = self._source.read(*place)
-                except UnreadableError as error:
-                    changed[key] = f"picture: {error}"
-                if image and hashlib.sha256(image).hexdigest() != row["sha256"]:
-                    image, changed[key] = b"", _CHANGED
-            caption = _caption(row["captions"], plan.split)
-            samples.append(Raw(key, str(row["source"]), str(row["shard"]), image, caption, plan.split, plan.task))
-        return samples, changed
+    # Before the device.
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+
+    def _look(self, unit: UnitId) -> _Begun:
+        """What `unit` consists of, and what is known of that already."""
+        of_step = self._plan.validation if unit.stream == "validation" else self._plan.step(unit.step)
+        plan = of_step[unit.unit]
+        rows = self._table.take(pa.array(plan.rows)).to_pylist()
+        left_out = self._rejects.known(self._offer.plan, unit)
+        encoder = self._encoder.latent_fingerprint
+        keys = {row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, encoder) for row in rows}
+        cached = self._cache.get(key for name, key in keys.items() if name not in left_out)
+        return _Begun(plan, rows, keys, left_out, {key.sample: latent for key, latent in cached.items()})
+
+    def _begin(self, unit: UnitId) -> _Begun:
+        """Look at `unit`, and begin with the pictures that it needs."""
+        begun = self._look(unit)
+        for row in begun.rows:
+            key = row["key"]
+            if key not in begun.known and key not in begun.left_out and key not in begun.pictures:
+                begun.pictures[key] = self._pool.submit(self._picture, row, begun.plan.bucket)
+        return begun
+
+    def _picture(self, row: dict[str, Any], bucket: Bucket) -> np.ndarray | str:
+        with self._stages("read"):
+            try:
+                image = self._source.read(row["shard"], row["member"], row["offset"], row["size"])
+            except UnreadableError as error:
+                return f"picture: {error}"
+            if hashlib.sha256(image).hexdigest() != row["sha256"]:
+                return _CHANGED
+        with self._stages("decode"):
+            return picture(image, bucket)
+
+    # The device.
+
+    def _make(self, begun: _Begun) -> tuple[pa.RecordBatch, int]:
+        plan, unit = begun.plan, begun.plan.unit
+        # Others may have left out more since this was begun.
+        left_out = begun.left_out | self._rejects.known(self._offer.plan, unit)
+        known = {key: latent for key, latent in begun.known.items() if key not in left_out}
+        # Samples left out are still given, without their pictures: captions are encoded together.
+        samples = [_raw(row, plan, left_out) for row in begun.rows]
+        pictures = self._pictures(begun, [sample.key for sample in samples if sample.key not in known], left_out)
+        with _alive():
+            encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known)
+        self._journal(unit, {key: reason for key, reason in rejected if key not in left_out})
+        self._cache.put({begun.keys[s.key]: s.latent for s in encoded if s.key not in known})
+        self._stages.add("cached_samples", len(known))
+        missing = len(samples) - len(encoded)
+        return pack(self._header(unit, missing), encoded), missing
+
+    def _pictures(self, begun: _Begun, keys: list[str], left_out: dict[str, str]) -> Iterator[np.ndarray | str]:
+        for key in keys:
+            if key in left_out:
+                yield left_out[key]
+                continue
+            with self._stages("wait"):
+                found = begun.pictures[key].result()
+            yield found
+
+    def _journal(self, unit: UnitId, reasons: dict[str, str]) -> None:
+        self._rejects.add(self._offer.plan, unit, list(reasons.items()))
+        for reason in reasons.values():
+            self._stages.add(f"left_out_{reason.partition(':')[0].replace(' ', '_')}")
+
+    # One sample at a time.
+
+    def _try(self, begun: _Begun, row: dict[str, Any], attempt: Attempt) -> None:
+        """See whether the process survives a sample's picture and caption, each alone; keep what comes of it."""
+        key = row["key"]
+        for part in _PARTS:
+            if key in begun.left_out:
+                return
+            if attempt.deaths(key, part) >= _DEATHS:
+                self._leave_out(begun, [key], _KILLED[part])
+                return
+            attempt.begin(key, part)
+            with _alive():
+                if part == "caption":
+                    self._encoder.text([_caption(row["captions"], begun.plan.split)])
+                elif key not in begun.known:
+                    self._keep(begun, key, self._picture(row, begun.plan.bucket))
+
+    def _keep(self, begun: _Begun, key: str, found: np.ndarray | str) -> None:
+        (latent,) = self._encoder.latents(begun.plan.bucket, [found])
+        if isinstance(latent, str):
+            begun.pictures[key] = Future()
+            begun.pictures[key].set_result(latent)
+        else:
+            begun.known[key] = latent
+            self._cache.put({begun.keys[key]: latent})
+
+    def _leave_out(self, begun: _Begun, keys: list[str], reason: str) -> None:
+        fresh = {key: reason for key in keys if key not in begun.left_out}
+        self._journal(begun.plan.unit, fresh)
+        begun.left_out |= fresh
 
 
-def _caption(captions: object, split: str) -> str:
+def _let_go(begun: "Future[_Begun]") -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().cancel()
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """A device that raised once raises ever after, until its process begins anew."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise MakerBrokenError(f"the device failed: {error}") from error
+
+
+def _raw(row: dict[str, Any], plan: UnitPlan, left_out: dict[str, str]) -> Raw:
+    key = row["key"]
+    # A caption that ends the process is no neighbour for others either.
+    caption = "" if left_out.get(key) in _SILENCED else _caption(row["captions"], plan.split)
+    return Raw(key, row["source"], row["shard"], caption, plan.split, plan.task)
+
+
+def _caption(captions: list[dict[str, Any]], split: str) -> str:
     """The first caption of `split`; the plan only takes rows that have one."""
-    assert isinstance(captions, list)
     return next(str(caption["text"]) for caption in captions if caption["split"] == split)

@@ -2,19 +2,44 @@
 
 A line of JSON each: plan, unit, sample key, reason. It is on disk before the unit is served, so that every later try,
 by any worker, leaves out the same samples.
+
+Where a unit ended its workers, the journal also says what is tried of it, before it is: plan, unit, attempt, and the
+sample's key and part, or nothing at the attempt's end. An attempt whose last line names something died over it.
 """
 
 import json
 import os
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from producer.api.unit import UnitId
 
 
 class RejectsError(ValueError):
     """The journal cannot be read or written."""
+
+
+class Attempt:
+    """One try at a unit, part by part, which this process may not survive."""
+
+    def __init__(self, journal: "Rejects", said: dict[str, Any], ended: list[tuple[str, str]]) -> None:
+        self._journal, self._said, self._ended = journal, said, ended
+
+    def deaths(self, key: str, part: str) -> int:
+        """How many earlier attempts did not come back from this."""
+        return self._ended.count((key, part))
+
+    def begin(self, key: str, part: str) -> None:
+        """What is done next is `part` of sample `key`; on return that survives a power cut."""
+        self._journal.append([self._said | {"trying": [key, part]}])
+
+    def end(self) -> None:
+        """What was tried last came back."""
+        self._journal.append([self._said | {"trying": None}])
 
 
 class Rejects:
@@ -26,6 +51,7 @@ class Rejects:
         self._lock = threading.Lock()
         self._read = 0  # bytes
         self._known: dict[tuple[str, UnitId], dict[str, str]] = {}
+        self._tried: dict[tuple[str, UnitId], dict[str, tuple[str, str] | None]] = {}  # by attempt: what was last
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -39,10 +65,24 @@ class Rejects:
 
     def add(self, plan: str, unit: UnitId, samples: Sequence[tuple[str, str]]) -> None:
         """Append (key, reason) of each sample; on return they survive a power cut."""
-        if not samples:
-            return
-        lines = [json.dumps({"plan": plan, "unit": unit, "key": key, "reason": reason}) for key, reason in samples]
-        raw = "".join(f"{line}\n" for line in lines).encode()
+        if samples:
+            self.append([{"plan": plan, "unit": unit, "key": key, "reason": reason} for key, reason in samples])
+
+    @contextmanager
+    def attempt(self, plan: str, unit: UnitId) -> Iterator[Attempt]:
+        """A try at a unit that ended earlier workers; leaving it says that this process is alive."""
+        with self._lock:
+            self._catch_up()
+            ended = [last for last in self._tried.get((plan, unit), {}).values() if last]
+        attempt = Attempt(self, {"plan": plan, "unit": unit, "attempt": uuid.uuid4().hex[:12]}, ended)
+        try:
+            yield attempt
+        finally:
+            attempt.end()
+
+    def append(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Append `lines`; on return they survive a power cut."""
+        raw = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         with self._lock:
             try:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -74,6 +114,10 @@ class Rejects:
             try:
                 said = json.loads(line)
                 at = (str(said["plan"]), UnitId(*said["unit"]))
+                if "attempt" in said:
+                    last = said["trying"]
+                    self._tried.setdefault(at, {})[str(said["attempt"])] = last and (str(last[0]), str(last[1]))
+                    continue
                 self._known.setdefault(at, {})[str(said["key"])] = str(said["reason"])
             except (ValueError, KeyError, TypeError):
                 self.torn += 1

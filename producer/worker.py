@@ -34,6 +34,10 @@ _NUMBERS_S = 2.0  # between two times that the counters are sent
 _starts = itertools.count()
 
 
+class MakerBrokenError(RuntimeError):
+    """The maker can make nothing any longer: its process must begin anew."""
+
+
 class Maker(Protocol):
     """Makes units. The same unit always comes out the same."""
 
@@ -44,7 +48,8 @@ class Maker(Protocol):
     def __call__(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
         """The unit and how many of its samples had to be left out (journaled by then).
 
-        May raise anything: the unit is then tried again later, by another worker if there is one.
+        May raise anything: the unit is then tried again later, by another worker if there is one. After a
+        MakerBrokenError the worker gives up.
         """
 
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
@@ -265,6 +270,8 @@ class Worker:
                     return
                 log.exception("%s: %s could not be made", self._setup.name, unit)
                 self._finish("failed", Failed(self._setup.name, unit, type(error).__name__), unit, None)
+                if isinstance(error, MakerBrokenError):
+                    self._setup.give_up()
                 continue
             said = Register(
                 worker=self._setup.name,
