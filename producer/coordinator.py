@@ -9,7 +9,7 @@ Every public method is one message of producer/api/protocol.py and takes the tim
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from producer.api.channel import RefusedError
@@ -17,18 +17,24 @@ from producer.api.protocol import (
     Ack,
     Answer,
     Failed,
+    Goodbye,
     Granted,
     Hello,
     Lease,
     Locate,
     Located,
     Lost,
+    Propose,
+    Proposed,
+    Recipes,
     Register,
     Welcome,
 )
 from producer.api.unit import UnitId
-from producer.demand import Demand
+from producer.demand import Demand, Trainer
+from producer.journal import Journal, texts
 from producer.ledger import Ledger, Worker
+from producer.switches import Switches, first_line, heard
 
 _RATE_S = 30.0  # images/s are counted over this long
 _RETRY_S = (1.0, 60.0)  # the pause after a failed try at a unit: the first one, and the longest
@@ -57,10 +63,14 @@ class _Trouble:
 
 
 class Coordinator:
-    """The rules for one plan, `offer`. RefusedError: the caller is wrong and asking again will not help."""
+    """The rules for one plan, `offer`, and what follows it in the journal.
 
-    def __init__(self, offer: Welcome, limits: Limits, now: float) -> None:
+    RefusedError: the caller is wrong and asking again will not help.
+    """
+
+    def __init__(self, offer: Welcome, limits: Limits, now: float, journal: Journal | None = None) -> None:
         self.offer, self.limits = offer, limits
+        self.switches = Switches(journal or Journal(None, first_line(offer)), now)
         self.demand = Demand(offer)
         self.ledger = Ledger(self.demand.reopen)
         self.counts = dict.fromkeys(("registered", "samples", "rejected", "refused", "lost", "failed"), 0)
@@ -73,25 +83,32 @@ class Coordinator:
     def lease(self, said: Lease, now: float) -> Granted:
         """Take note of all that a worker has, name what it may forget, and give it units to encode."""
         self._sweep(now)
-        self._check_worker(said.worker, said.plan, said.encoder)
+        self._check_encoder(said.worker, said.encoder)
+        unknown = self.switches.unknown(said.worker, said.plan)
         worker = self.ledger.meet(said.worker, said.address, now, said.incarnation)
         worker.numbers = said.numbers or worker.numbers
-        self._relearn(said, worker, now)
+        valid, until = heard(said, unknown)
+        self._relearn(valid, worker, now)
         forget = [unit for unit in said.holding if unit not in worker.holds]
-        forget += [unit for unit in said.encoding if self._in_vain(unit, said.worker)]
-        units = self._choose(said, now) if said.room > 0 else []
+        forget += [unit for unit in said.encoding if unit not in valid.encoding or self._in_vain(unit, said.worker)]
+        units = self._choose(said, until, now) if said.room > 0 else []
         for unit in units:
             self.ledger.lease(unit, said.worker, now)
         narrow = tuple(unit for unit in units if self.ledger.deaths.get(unit, 0) >= _DEATHS)
-        return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s, narrow)
+        return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s, narrow, texts(unknown))
 
     def register(self, said: Register, now: float) -> Answer:
         """A worker holds a unit. The first to say so wins; another is told to forget its own."""
         self._sweep(now)
         self.demand.check(said.unit)
-        self._check_worker(said.worker, said.plan, self.offer.encoder)
+        self.switches.unknown(said.worker, said.plan)
         worker = self.ledger.meet(said.worker, said.address, now, said.incarnation)
         worker.encodes.pop(said.unit, None)
+        line = self.switches.line(said.unit)
+        if said.plan != line.id:
+            self.ledger.unlease(said.unit, said.worker)
+            self.counts["refused"] += 1
+            return Answer(False, f"{said.unit} is made by plan {line.id} from step {line.from_step} on")
         holder = self.ledger.held.get(said.unit)
         if holder and holder.worker == said.worker:
             return Answer(True)
@@ -125,34 +142,42 @@ class Coordinator:
     def hello(self, said: Hello, now: float) -> Welcome:
         """A trainer is at `step`: its units are wanted from there on, also those it once had."""
         self._sweep(now)
-        self.demand.known(said.trainer, said.incarnation, now)
+        self._known(said, now)
         if said.step < 0:
             raise RefusedError(f"trainer {said.trainer}: step {said.step} is negative")
+        self.switches.agree(said.trainer, said.step - 1, said.plan)
+        self.switches.at(said.trainer, said.incarnation, said.step - 1)
         self.demand.place(said.trainer, said.incarnation, said.step, now)
         self._prune()
-        return self.offer
+        line = self.switches.journal.at(said.step)
+        return replace(self.offer, plan=line.id, entry=line.number, terms="")
 
     def locate(self, said: Locate, now: float) -> Located:
         """Where a unit is. One that is nowhere is made before all others from now on."""
         self._sweep(now)
         self.demand.check(said.unit)
-        trainer = self.demand.known(said.trainer, said.incarnation, now)
+        trainer = self._known(said, now)
+        self.switches.agree(said.trainer, said.handed, said.plan)
         if trainer is None:
+            self.switches.at(said.trainer, said.incarnation, max(said.handed, said.step - 1))
             self.demand.place(said.trainer, said.incarnation, said.step, now)
         elif said.step > trainer.step:
             trainer.step = said.step
-        held = self.ledger.held.get(said.unit)
+        held, line = self.ledger.held.get(said.unit), self.switches.line(said.unit)
         if held:
+            if said.unit.stream == "train":
+                self.switches.at(said.trainer, said.incarnation, said.unit.step)
             self.demand.asked.pop(said.unit, None)
-            return Located(self.ledger.workers[held.worker].address)
+            return Located(self.ledger.workers[held.worker].address, "", line.id, line.number)
         self.demand.ask(said.unit, now)
-        return Located("", self._why(said.unit))
+        return Located("", self._why(said.unit), line.id, line.number)
 
     def ack(self, said: Ack, now: float) -> Answer:
         """A trainer will not go back to its steps through `through`."""
         self._sweep(now)
-        trainer = self.demand.known(said.trainer, said.incarnation, now)
+        trainer = self._known(said, now)
         if trainer is None:
+            self.switches.at(said.trainer, said.incarnation, said.through)
             self.demand.place(said.trainer, said.incarnation, said.through + 1, now)
         elif said.through > trainer.acked:
             trainer.acked, trainer.step = said.through, max(trainer.step, said.through + 1)
@@ -165,6 +190,8 @@ class Coordinator:
         """A holder did not deliver: it forgets the unit, and another worker makes it, at once."""
         self._sweep(now)
         self.demand.check(said.unit)
+        if said.trainer:
+            self._known(said, now)
         held = self.ledger.held.get(said.unit)
         if held is None or self.ledger.workers[held.worker].address != said.address:
             return Answer(False, f"{said.unit} is not held at {said.address}")
@@ -176,13 +203,42 @@ class Coordinator:
         trouble.reason = f"{held.worker} did not deliver it"
         return Answer(True)
 
+    def goodbye(self, said: Goodbye, now: float) -> Answer:
+        """A trainer is through: nothing is kept or made for it any longer."""
+        self._sweep(now)
+        self._known(said, now)
+        self.demand.leave(said.trainer)
+        self.switches.gone(said.trainer)
+        self._prune()
+        return Answer(True)
+
+    # What whoever changes the recipe says.
+
+    def recipes(self, now: float) -> Recipes:
+        """The journal, and from which step on it may be added to."""
+        return Recipes(texts(self.switches.journal.lines), self.switches.least, self.switches.unsure_s(now))
+
+    def propose(self, said: Propose, now: float) -> Proposed:
+        """Add to the journal. Units that were made ahead by what was in force before are made again."""
+        answer = self.switches.propose(said.line, now)
+        if answer.accepted:
+            step = self.switches.journal.last.from_step
+            for unit in [unit for unit in self.ledger.order if unit.step >= step]:
+                self.ledger.drop(unit)
+            for unit, worker in [(u, w) for u, w in self.ledger.leased.items() if u.stream == "train"]:
+                if unit.step >= step:
+                    self.ledger.unlease(unit, worker)
+        return answer
+
     def status(self, now: float) -> dict[str, object]:
         """Counters for people."""
         self._sweep(now)
         held = self.ledger.held
         samples = sum(count for _, count in self._recent)
         return {
-            "plan": self.offer.plan,
+            "plan": self.switches.journal.last.id,
+            "entry": self.switches.journal.last.number,
+            "from_step": self.switches.journal.last.from_step,
             "encoder": self.offer.encoder,
             "units_a_step": self.offer.units,
             "units_ahead": sum(u.stream == "train" and self.demand.distance(u) is not None for u in held),
@@ -205,14 +261,18 @@ class Coordinator:
 
     # What follows from it.
 
-    def _choose(self, said: Lease, now: float) -> list[UnitId]:
-        """Up to `room` free units. The horizon holds back only what nobody waits for and is after the next step."""
+    def _choose(self, said: Lease, until: int | None, now: float) -> list[UnitId]:
+        """Up to `room` free units of steps before `until`.
+
+        The horizon holds back only what nobody waits for and is after the next step.
+        """
         chosen: list[UnitId] = []
 
         def free(unit: UnitId) -> bool:
-            return not self.ledger.busy(unit) and unit not in chosen and self._may(said.worker, unit, now)
+            can = until is None or unit.step < until or unit.stream != "train"
+            return can and not self.ledger.busy(unit) and unit not in chosen and self._may(said.worker, unit, now)
 
-        for unit in self.demand.candidates(self.ledger.busy, free):
+        for unit in self.demand.candidates(self.ledger.busy, free, until):
             if unit in chosen:
                 continue  # two trainers are at the same place of the plan
             distance = self.demand.distance(unit) or 0
@@ -291,10 +351,15 @@ class Coordinator:
             for unit in [unit for unit in known if not self.demand.wanted(unit)]:
                 del known[unit]
 
-    def _check_worker(self, name: str, plan: str, encoder: str) -> None:
-        for what, said, ours in (("plan", plan, self.offer.plan), ("encoder", encoder, self.offer.encoder)):
-            if said != ours:
-                raise RefusedError(f"{name}: its {what} is {said}, the coordinator's is {ours}; start it anew")
+    def _known(self, said: Hello | Locate | Ack | Lost | Goodbye, now: float) -> Trainer | None:
+        """The trainer that speaks, None if this start of it has not spoken yet; an older start is refused."""
+        self.switches.admit(said.trainer, said.incarnation)
+        return self.demand.known(said.trainer, said.incarnation, now)
+
+    def _check_encoder(self, name: str, encoder: str) -> None:
+        if encoder != self.offer.encoder:
+            ours = self.offer.encoder
+            raise RefusedError(f"{name}: its encoder is {encoder}, the coordinator's is {ours}; start it anew")
 
     def _trouble(self, unit: UnitId) -> _Trouble:
         if len(self._troubles) >= _TROUBLES and unit not in self._troubles:
@@ -319,7 +384,9 @@ class Coordinator:
         for name, worker in ledger.workers.items():
             for unit in [unit for unit, since in worker.encodes.items() if now - since > self.limits.late_s]:
                 ledger.unlease(unit, name)
-        if self.demand.sweep(now, self.limits.trainer_s):
+        if gone := self.demand.sweep(now, self.limits.trainer_s):
+            for trainer in gone:
+                self.switches.gone(trainer)
             self._prune()
         while self._recent and now - self._recent[0][0] > _RATE_S:
             self._recent.popleft()

@@ -1,5 +1,6 @@
 """Which units are wanted, and how soon: the coordinator's memory of its trainers."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +42,11 @@ class Demand:
         self.kept = [UnitId("empty", 0, 0), *(UnitId("validation", 0, u) for u in range(offer.validation_units))]
         self._kept_cursor = 0
         self._nobody = Trainer(incarnation=-1, step=0, acked=-1, seen=0.0)
+        self._over = False  # the last trainer has said goodbye
 
     def begin(self, step: int) -> None:
         """The step production begins at while no trainer has spoken."""
+        self._over = False
         self._nobody = Trainer(incarnation=-1, step=step, acked=step - 1, seen=0.0)
 
     def known(self, name: str, incarnation: int, now: float) -> Trainer | None:
@@ -86,14 +89,14 @@ class Demand:
         return unit in self.asked or self.distance(unit) is not None
 
     @property
-    def acked(self) -> int:
+    def acked(self) -> float:
         """The last step that no trainer will go back to."""
-        return min(trainer.acked for trainer in self._readers())
+        return min((trainer.acked for trainer in self._readers()), default=math.inf)
 
     def least(self, held: Sequence[UnitId]) -> UnitId | None:
         """Of the training units `held`, which are sorted, one trained before; if there is none, the one needed last."""
         steps = sorted({trainer.step for trainer in self._readers()})
-        if held and held[0].step < steps[0]:
+        if held and (not steps or held[0].step < steps[0]):
             return held[0]
         # What a trainer needs last comes right before where the next one is.
         ends = [bisect_left(held, UnitId("train", step, 0)) for step in steps[1:]] + [len(held)]
@@ -103,8 +106,15 @@ class Demand:
         """Whether it is worth keeping: wanted, or of a step that a trainer may go back to."""
         return self.wanted(unit) or any(unit.step > trainer.acked for trainer in self._readers())
 
-    def candidates(self, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool]) -> Iterator[UnitId]:
-        """What to encode next, best first, without end: waited for, kept all along, then the plan.
+    def leave(self, name: str) -> None:
+        """A trainer will not come back: without another one, nothing more is wanted."""
+        if self.trainers.pop(name, None):
+            self._over = not self.trainers
+
+    def candidates(
+        self, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool], until: int | None = None
+    ) -> Iterator[UnitId]:
+        """What to encode next, best first: waited for, kept all along, then the plan to before step `until`, if given.
 
         A unit is `busy` while a worker has it; one that is not may still not be `free` to the worker that asks.
         """
@@ -112,12 +122,13 @@ class Demand:
         while self._kept_cursor < len(self.kept) and busy(self.kept[self._kept_cursor]):
             self._kept_cursor += 1
         yield from (unit for unit in self.kept[self._kept_cursor :] if free(unit))
-        streams = [self._ahead(trainer, busy, free) for trainer in self._readers()]
-        heads = [next(stream) for stream in streams]
-        while True:
-            best = min(range(len(heads)), key=lambda index: (self.distance(heads[index]) or 0, heads[index]))
-            yield heads[best]
-            heads[best] = next(streams[best])
+        streams = [self._ahead(trainer, busy, free, until) for trainer in self._readers()]
+        heads = {index: unit for index, stream in enumerate(streams) if (unit := next(stream, None))}
+        while heads:
+            best = min(heads, key=lambda index: (self.distance(heads[index]) or 0, heads[index]))
+            yield heads.pop(best)
+            if following := next(streams[best], None):
+                heads[best] = following
 
     def _waited_for(self, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool]) -> Iterator[UnitId]:
         kept: list[tuple[int, UnitId]] = []
@@ -140,13 +151,14 @@ class Demand:
             heappush(self._queue, (self.distance(unit) or 0, unit))
 
     def _ahead(
-        self, trainer: Trainer, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool]
+        self, trainer: Trainer, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool], until: int | None
     ) -> Iterator[UnitId]:
         units, holes = self.offer.units, trainer.holes
+        end = math.inf if until is None else until * units
         del holes[: bisect_left(holes, trainer.step * units)]
         trainer.cursor = max(trainer.cursor, trainer.step * units)
         index = 0
-        while True:
+        while (holes[index] if index < len(holes) else trainer.cursor) < end:
             # What was passed without being taken stays a hole.
             if index == len(holes):
                 holes.append(trainer.cursor)
@@ -173,14 +185,14 @@ class Demand:
                 if trainer.holes[index : index + 1] != [number]:
                     trainer.holes.insert(index, number)
 
-    def sweep(self, now: float, silence_s: float) -> bool:
-        """Stop counting trainers that have been silent; whether there were any."""
+    def sweep(self, now: float, silence_s: float) -> list[str]:
+        """Stop counting trainers that have been silent; which there were."""
         for unit in [unit for unit, since in self.asked.items() if now - since > _ASKED_S]:
             del self.asked[unit]
         gone = [name for name, trainer in self.trainers.items() if now - trainer.seen > silence_s]
         for name in gone:
             self.begin(self.trainers.pop(name).step)
-        return bool(gone)
+        return gone
 
     def _readers(self) -> list[Trainer]:
-        return list(self.trainers.values()) or [self._nobody]
+        return list(self.trainers.values()) or ([] if self._over else [self._nobody])

@@ -13,9 +13,11 @@ import hashlib
 import json
 import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,7 @@ class Journal:
         self.lines: tuple[Line, ...] = (first,)
         self.handed: dict[str, tuple[int, int]] = {}  # trainer -> incarnation, the last step it was given units of
         self.fresh = True  # whether nobody can have been told of anything before
+        self.certain = True  # whether `handed` is all that was ever handed out
         self._file = self._note = -1
         if path is None:
             return
@@ -177,7 +180,7 @@ class Journal:
             return
         self.handed[trainer] = (incarnation, step)
         if self._note >= 0:
-            said = json.dumps(self.handed)
+            said = json.dumps([_boot(), self.handed])
             # In place, since it changes with every step; a torn note is one that is not there.
             raw = f"{zlib.crc32(said.encode())} {said}\n".encode()
             os.ftruncate(self._note, os.pwrite(self._note, raw, 0))
@@ -208,7 +211,9 @@ class Journal:
             self.lines = found
         self._note = os.open(path.with_name(f"{path.name}.handed"), os.O_RDWR | os.O_CREAT, 0o644)
         if not self.fresh:
-            self.handed = _noted(os.pread(self._note, 1 << 20, 0))
+            boot, self.handed = _noted(os.pread(self._note, 1 << 20, 0))
+            # What was written right before a power cut may not have reached the disk.
+            self.certain = boot == _boot()
 
     def _write(self, path: Path, line: Line) -> None:
         raw = f"{to_text(line)}\n".encode()
@@ -244,11 +249,22 @@ def _open(path: Path, timeout_s: float) -> int:
             time.sleep(_LOCK_POLL_S)
 
 
-def _noted(raw: bytes) -> dict[str, tuple[int, int]]:
+def _noted(raw: bytes) -> tuple[str, dict[str, tuple[int, int]]]:
+    """Since which boot of the machine, and what was noted; nothing if it was torn."""
     crc, _, said = raw.partition(b"\n")[0].partition(b" ")
     if crc != str(zlib.crc32(said)).encode():
-        return {}
-    return {str(name): (int(start), int(step)) for name, (start, step) in json.loads(said).items()}
+        return "", {}
+    boot, handed = json.loads(said)
+    return boot, {str(name): (int(start), int(step)) for name, (start, step) in handed.items()}
+
+
+@cache
+def _boot() -> str:
+    """What tells one start of this machine from another."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(uuid.uuid4())  # unknown: never the same
 
 
 def texts(lines: Iterable[Line]) -> tuple[str, ...]:

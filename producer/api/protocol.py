@@ -9,6 +9,9 @@ The coordinator only answers: it knows which units are wanted, leased and held w
     trainer -> coordinator   action "locate"    Locate    -> Located    waits up to wait_s for a unit to be ready
     trainer -> coordinator   action "ack"       Ack       -> Answer     units through a step are no longer needed
     trainer -> coordinator   action "lost"      Lost      -> Answer     a holder did not deliver; lease it again
+    trainer -> coordinator   action "goodbye"   Goodbye   -> Answer     training is over; nothing is made for it
+    anyone  -> coordinator   action "recipes"   {}        -> Recipes    the recipe journal, and what may still change
+    anyone  -> coordinator   action "propose"   Propose   -> Proposed   another recipe, from a step on
     anyone  -> coordinator   action "status"    {}        -> dict       counters for people
     trainer -> worker        do_get(UnitId)               -> one record batch (see unit.py)
 """
@@ -39,7 +42,8 @@ class Lease:
     `holding` (`bytes` of memory in all) and `encoding` are everything it has: a new coordinator relearns from them.
     `full` says that its memory is used up: only units someone waits for are worth more. `incarnation` grows with every
     start of the worker; an older one is refused. `numbers` are its counters (Worker.numbers), or none where they were
-    said a moment ago.
+    said a moment ago. `plan` is the newest of the journal that it has heard of: all it has is by the journal up to
+    there. It cannot make units of step `until` and later yet, unless that is -1.
     """
 
     worker: str
@@ -53,21 +57,26 @@ class Lease:
     bytes: int = 0
     incarnation: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
+    until: int = -1
 
 
 @dataclass(frozen=True)
 class Granted:
-    """Units to encode, those to forget. `narrow` are those of `units` that ended earlier workers: find the sample."""
+    """Units to encode, those to forget. `narrow` are those of `units` that ended earlier workers: find the sample.
+
+    `entries` are lines of the journal that the worker has not heard of.
+    """
 
     units: tuple[UnitId, ...]
     forget: tuple[UnitId, ...]
     wait_s: float
     narrow: tuple[UnitId, ...] = ()
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Register:
-    """A worker holds a unit: its size, its samples and those it had to leave out."""
+    """A worker holds a unit made by `plan`: its size, its samples and those it had to leave out."""
 
     worker: str
     address: str
@@ -90,40 +99,59 @@ class Failed:
 
 @dataclass(frozen=True)
 class Hello:
-    """A trainer starts or resumes at `step`; `incarnation` grows with every start of it."""
+    """A trainer starts or resumes at `step`; `incarnation` grows with every start of it.
+
+    `plan` is the one that it trained the step before by, if it knows.
+    """
 
     trainer: str
     incarnation: int
     step: int
+    plan: str = ""
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """What a trainer must know of the plan: units a step, validation units, and the encoder's fingerprint."""
+    """What a trainer must know of the plan: units a step, validation units, and the encoder's fingerprint.
+
+    `plan` is in force at its first step, and is entry `entry` of the journal. `terms` (JSON) are for the journal alone.
+    """
 
     plan: str
     units: int
     validation_units: int
     encoder: str
+    entry: int = 0
+    terms: str = ""
 
 
 @dataclass(frozen=True)
 class Locate:
-    """`step` is the one being trained: units before it are kept while there is room, in case the trainer goes back."""
+    """`step` is the one being trained: units before it are kept while there is room, in case the trainer goes back.
+
+    `handed` is the last step that this part of the trainer has units of, and `plan` made them.
+    """
 
     trainer: str
     incarnation: int
     step: int
     unit: UnitId
     wait_s: float
+    handed: int = -1
+    plan: str = ""
 
 
 @dataclass(frozen=True)
 class Located:
-    """`address` is empty while the unit is not ready; ask again. `reason` says why, for people."""
+    """`address` is empty while the unit is not ready; ask again. `reason` says why, for people.
+
+    `plan` makes the unit; it is entry `entry` of the journal.
+    """
 
     address: str
     reason: str = ""
+    plan: str = ""
+    entry: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +167,42 @@ class Ack:
 class Lost:
     unit: UnitId
     address: str
+    trainer: str = ""
+    incarnation: int = -1
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """The trainer will not go on, from no checkpoint."""
+
+    trainer: str
+    incarnation: int
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The journal's lines; `least` is the first step that may still change, relied on in `wait_s`."""
+
+    lines: tuple[str, ...]
+    least: int
+    wait_s: float
+
+
+@dataclass(frozen=True)
+class Propose:
+    """A line to append to the journal (producer/journal.py)."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """Whether the line was appended. If not: why, the `least` step possible, and when to try again if that helps."""
+
+    accepted: bool
+    reason: str = ""
+    least: int = 0
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,6 +240,10 @@ def _units(name: str, value: Any) -> Any:
         return _unit(value)
     if name in ("units", "forget", "narrow", "holding", "encoding") and isinstance(value, list):
         return tuple(_unit(item) for item in value)
+    if name in ("entries", "lines") and isinstance(value, list):
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{name}: a line is no text")
+        return tuple(value)
     return value
 
 

@@ -134,9 +134,21 @@ def test_how_far_trainers_were_served_is_known_to_the_next_coordinator(tmp_path:
     for step in (3, 100_000, 7):
         journal.note("t", 5, step)
     journal.note("u", 1, 2)
-    assert json.loads(path.with_name("journal.jsonl.handed").read_text().split(" ", 1)[1]) == {"t": [5, 7], "u": [1, 2]}
     journal.close()
-    assert Journal(path, FIRST).handed == {"t": (5, 7), "u": (1, 2)}
+    again = Journal(path, FIRST)
+    assert again.handed == {"t": (5, 7), "u": (1, 2)} and again.certain
+
+
+def test_a_note_of_before_the_machine_was_booted_is_not_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    again = Journal(path, FIRST)
+    again.note("t", 5, 7)
+    again.close()
+    monkeypatch.setattr("producer.journal._boot", lambda: "another")
+    later = Journal(path, FIRST)
+    assert later.handed == {"t": (5, 7)} and not later.certain
 
 
 def test_a_torn_note_is_one_that_is_not_there(tmp_path: Path) -> None:
@@ -144,7 +156,7 @@ def test_a_torn_note_is_one_that_is_not_there(tmp_path: Path) -> None:
     note = path.with_name("journal.jsonl.handed")
     note.write_text('123 {"t": [5,')
     again = Journal(path, FIRST)
-    assert again.handed == {}
+    assert again.handed == {} and not again.certain
     again.note("t", 6, 1)
     again.close()
     assert Journal(path, FIRST).handed == {"t": (6, 1)}
