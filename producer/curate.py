@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from producer.api.bucket import Bucket, bucket, nearest
 from producer.index import write_generation
 from producer.lock import exclusive
+from producer.operator.broken import Broken
 from producer.operator.stage import OperatorsConfig, build_stage, describe
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
@@ -48,6 +49,7 @@ class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
     stall_s: float = Field(default=900.0, gt=0)  # without any shard finished for so long, the run ends
+    max_broken: float = Field(default=0.5, gt=0, le=1)  # share of samples without a readable picture; above, an error
 
     @property
     def scores(self) -> Path:
@@ -108,6 +110,12 @@ def curate(
         if sum(dropped.values()) == rows.num_rows:
             said = ", ".join(f"{number} by {name} ({example[name]})" for name, number in dropped.items())
             raise CurateError(f"source.path: {source.path}: nothing is kept of {rows.num_rows} samples: {said}")
+        broken = dropped.get(Broken.name, 0) / rows.num_rows
+        if broken > config.max_broken:
+            raise CurateError(
+                f"curate.max_broken: {broken:.1%} of {rows.num_rows} samples have no readable picture, more than "
+                f"{config.max_broken:.1%} ({example[Broken.name]}); repair the source, or allow more"
+            )
         progress(Progress("writing", len(shards), len(shards), rows.num_rows))
         generation = write_generation(config.index, rows, tokenizer=measured_by, operators=describe(operators, stage))
     return Funnel(
@@ -129,7 +137,7 @@ def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig)
     if nsfw.model is not None:
         nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
     return Job(
-        source=source.model_copy(update={"path": source.path.absolute()}),
+        source=source.absolute(),
         operators=operators.model_copy(update={"nsfw": nsfw}),
         scores=config.scores.absolute() / "scores",
         batch=config.batch,

@@ -25,7 +25,7 @@ from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, scoring
 from producer.picture import PictureError, decode
 from producer.source.reader import SourceConfig, open_source
-from producer.source.shard import RawSample, Reader, Shard, SourceError
+from producer.source.shard import RawSample, Reader, Shard, SourceError, UnreadableError
 
 _CAPTION = pa.struct([("split", pa.string()), ("text", pa.string())])
 _FACTS = [
@@ -54,7 +54,7 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
     """Where the scores of `shard` by the operators of `fingerprint` are kept."""
-    content = json.dumps([job.source.kind, str(job.source.path), *shard])
+    content = json.dumps([*job.source.identity(), shard.name, shard.stamp, shard.members])
     return job.scores / fingerprint[:16] / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
 
 
@@ -76,7 +76,7 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not."""
     cv2.setNumThreads(1)
     shard = Shard(*json.loads(row["shard"]))
-    shard = shard._replace(members=tuple(shard.members))
+    shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes))
     reader, stage, batch = _opened(job)
     try:
         table = _score(reader, shard, stage, batch)
@@ -144,7 +144,10 @@ def _look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any],
         return row, Sample(raw, None, raw.fault)
     if raw.size > stage.broken.limits.bytes:
         return row, Sample(raw, None, f"{raw.size} bytes, the limit is {stage.broken.limits.bytes}")
-    content = reader.read(raw.shard, raw.member, raw.offset, raw.size)
+    try:
+        content = raw.image if raw.image is not None else reader.read(raw.shard, raw.member, raw.offset, raw.size)
+    except UnreadableError as error:
+        return row, Sample(raw, None, str(error))
     row["sha256"] = hashlib.sha256(content).hexdigest()
     try:
         image = decode(content, stage.broken.limits)

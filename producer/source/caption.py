@@ -26,14 +26,17 @@ def read_captions(ending: str, size: int, read: Callable[[], bytes]) -> Captions
     limit = MAX_BYTES * (1 if ending == "txt" else 16)
     if size > limit:
         return Captions({}, (f"{ending} caption of {size} bytes, the limit is {limit}",))
-    return _from_text(read()) if ending == "txt" else _from_json(read())
+    return read_text("raw", read()) if ending == "txt" else _from_json(read())
 
 
-def _from_text(raw: bytes) -> Captions:
+def read_text(split: str, raw: bytes) -> Captions:
+    """The caption `raw` of `split`."""
+    if len(raw) > MAX_BYTES:
+        return Captions({}, (f"{split} caption of {len(raw)} bytes, the limit is {MAX_BYTES}",))
     try:
-        return _checked("raw", raw.decode("utf-8-sig"))
+        return _checked(split, raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return Captions({}, (f"raw caption is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}",))
+        return Captions({}, (f"{split} caption is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}",))
 
 
 def _from_json(raw: bytes) -> Captions:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from producer.source.caption import Captions, read_captions
-from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, is_inside, is_text
+from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, UnreadableError, is_inside, is_text
 
 # Images scanned by one task. Part of how shards are cut, so that a changed file has only its piece scanned again.
-_PIECE = 512
+PIECE = 512
 
 
 class Folder:
@@ -27,9 +27,9 @@ class Folder:
         shards: list[Shard] = []
         for folder, below, files in os.walk(self._root):
             below[:] = sorted(name for name in below if not name.startswith("."))
-            images = sorted(name for name in files if _is_image(name))
-            for first in range(0, len(images), _PIECE):
-                shards.append(self._shard(Path(folder), tuple(images[first : first + _PIECE])))
+            images = sorted(name for name in files if is_image(name))
+            for first in range(0, len(images), PIECE):
+                shards.append(self._shard(Path(folder), tuple(images[first : first + PIECE])))
         if not shards:
             raise SourceError(f"source.path: {self._root} holds no image; known are {', '.join(sorted(IMAGE_ENDINGS))}")
         return sorted(shards, key=lambda shard: (shard.name, shard.members))
@@ -72,13 +72,16 @@ class Folder:
                 file.seek(offset)
                 raw = file.read(size + 1)
         except OSError as error:
-            raise SourceError(f"{path}: {error.strerror}; curate again if the source changed") from None
+            # One image can go without the others; without its root nothing is any image's fault.
+            kind = UnreadableError if self._root.is_dir() else SourceError
+            raise kind(f"{path}: {error.strerror}; curate again if the source changed") from None
         if len(raw) != size:
-            raise SourceError(f"{path}: no longer the {size} bytes it was curated with; curate again")
+            raise UnreadableError(f"{path}: no longer the {size} bytes it was curated with; curate again")
         return raw
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image's."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_ENDINGS and "." in name
 
 

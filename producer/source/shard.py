@@ -71,3 +71,9 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def refused(shard: Shard) -> RawSample:
+    """The one entry of a shard that must not be opened, so that the loss is counted."""
+    key = shard.name.replace("\0", "%00").replace("..", "%2E%2E").strip("/") or "%2F"
+    return RawSample(f"{key}/(refused)", shard.name, "", 0, 0, {}, shard.fault)

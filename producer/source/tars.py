@@ -6,15 +6,27 @@ follows whatever lengths it is told. Members that climb out, links and devices a
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from producer.source.caption import Captions, read_captions
-from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, is_inside, is_text
+from producer.source.shard import (
+    IMAGE_ENDINGS,
+    RawSample,
+    Shard,
+    SourceError,
+    UnreadableError,
+    is_inside,
+    refused,
+)
+from producer.source.store import Store
 
 _BLOCK = 512
 # A pax or long-name header holds a path and a few numbers.
 _MAX_HEADER = 1 << 20
+# Beyond these somebody plays with us: a path may have 4,096 bytes (Linux PATH_MAX), a shard some thousand samples.
+_MAX_NAME = 4096
+_MAX_MEMBERS = 2_000_000
+_PACKED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz")
 # Types without data, whatever size their header claims.
 _EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
 
@@ -31,35 +43,28 @@ class Member(NamedTuple):
 
 
 class Tars:
-    """All tars below a folder, or one tar."""
+    """All tars of a store."""
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise SourceError(f"source.path: {path} does not exist; set it to a .tar or a folder of them")
-        self._root = path if path.is_dir() else path.parent
-        self._only = None if path.is_dir() else path
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def shards(self) -> list[Shard]:
         """Every .tar below the root, by name."""
-        files = [self._only] if self._only else sorted(file for file in self._root.rglob("*.tar") if file.is_file())
+        files = self._store.files(".tar")
         if not files:
-            packed = next((file for end in ("*.tar.*", "*.tgz") for file in self._root.rglob(end)), None)
+            packed = next((file for end in _PACKED for file in self._store.files(end)), None)
             why = f"only compressed ones like {packed.name}: unpack them" if packed else "nothing to read"
-            raise SourceError(f"source.path: {self._root} holds no .tar, {why}")
-        return [self._shard(file) for file in files]
-
-    def _shard(self, file: Path) -> Shard:
-        found = file.stat()
-        name = file.relative_to(self._root).as_posix()
-        if not is_text(name):
-            raise SourceError(f"source.path: the file name {name!r} is not UTF-8; rename it")
-        return Shard(name, f"{found.st_size}-{found.st_mtime_ns}")
+            raise SourceError(f"source.path: {self._store.root} holds no .tar, {why}")
+        return [Shard(file.name, file.stamp, fault=file.fault) for file in files]
 
     def samples(self, shard: Shard) -> Iterator[RawSample]:
         """The samples of a tar in the order of their first members."""
+        if shard.fault:
+            yield refused(shard)
+            return
         groups: dict[str, list[Member]] = {}
         damage = ""
-        with (self._root / shard.name).open("rb") as file:
+        with self._store.open(shard.name) as file:
             try:
                 for member in list_members(file):
                     stem = _stem(member.name)
@@ -75,24 +80,18 @@ class Tars:
 
     def read(self, shard: str, member: str, offset: int, size: int) -> bytes:
         """`size` bytes at `offset` of a tar."""
-        path = self._root / shard
-        if not is_inside(shard):
-            raise SourceError(f"{shard}: not below {self._root}")
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                raw = file.read(size)
-        except OSError as error:
-            raise SourceError(f"{path}: {error.strerror}; curate again if the source moved") from None
+        raw = self._store.read(shard, offset, size)
         if len(raw) != size:
-            raise SourceError(f"{path}: ends before the {size} bytes of {member} at {offset}; curate again")
+            raise UnreadableError(
+                f"{self._store.root}/{shard}: ends before the {size} bytes of {member} at {offset}; curate again"
+            )
         return raw
 
 
 def list_members(file: BinaryIO) -> Iterator[Member]:
     """Every member of a tar by its headers alone; DamageError where one is not what it claims."""
     end = file.seek(0, 2)
-    position = 0
+    position = listed = 0
     extended: dict[str, str] = {}
     while True:
         file.seek(position)
@@ -116,9 +115,12 @@ def list_members(file: BinaryIO) -> Iterator[Member]:
         elif header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
             name = _printable(extended.get("path", header.name))
             if header.type != tarfile.DIRTYPE:
-                fault = _refusal(name, header)
+                fault = _refusal(name, header, extended)
                 yield Member(_safe(name) if fault else name, start, size, fault)
+                listed += 1
             extended = {}
+        if listed > _MAX_MEMBERS:
+            raise DamageError(f"tar has more than {_MAX_MEMBERS} members, up to byte {position}; the rest is not read")
 
 
 def _number(said: str | None, otherwise: int, position: int) -> int:
@@ -150,14 +152,18 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").removeprefix("./")
 
 
-def _refusal(name: str, header: tarfile.TarInfo) -> str:
+def _refusal(name: str, header: tarfile.TarInfo, extended: dict[str, str]) -> str:
+    if len(name.encode()) > _MAX_NAME:
+        return f"refused: a name of {len(name.encode())} bytes, the limit is {_MAX_NAME}"
     if not is_inside(name):
         return f"refused: the name {name[:200]!r} leads out of the shard"
-    return "" if header.isreg() and header.type != tarfile.GNUTYPE_SPARSE else "refused: not a plain file"
+    if header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in extended):
+        return "refused: a sparse file"
+    return "" if header.isreg() else "refused: not a plain file"
 
 
 def _safe(name: str) -> str:
-    return name.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+    return name[:_MAX_NAME].replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
 
 
 def _stem(name: str) -> str:

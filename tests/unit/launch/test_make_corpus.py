@@ -15,6 +15,7 @@ from producer.api.bucket import ASPECTS, bucket, nearest
 from producer.operator.near_duplicate import NearDuplicateConfig, compare, hash_pixels
 from producer.picture import decode
 from producer.source.shard import RawSample
+from producer.source.store import LocalStore
 from producer.source.tars import Tars
 
 
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def good(corpus: Path) -> dict[str, tuple[RawSample, Image.Image]]:
     """The samples that are not planted, decoded."""
-    reader = Tars(corpus)
+    reader = Tars(LocalStore(corpus))
     planted = {item["key"] for item in json.loads((corpus / "planted.json").read_text())}
     found = [sample for shard in reader.shards() for sample in reader.samples(shard) if sample.key not in planted]
     return {

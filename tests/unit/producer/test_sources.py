@@ -17,6 +17,7 @@ from skimage import data
 from producer.source.folder import Folder
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import RawSample, Reader, SourceError, is_inside
+from producer.source.store import LocalStore
 from producer.source.tars import DamageError, Tars, list_members
 
 Members = list[tuple[str, bytes]]
@@ -45,7 +46,7 @@ def read_all(reader: Reader) -> dict[str, RawSample]:
 
 
 def one_tar(folder: Path, members: Members) -> dict[str, RawSample]:
-    return read_all(Tars(write_tar(folder / "a.tar", members).parent))
+    return read_all(Tars(LocalStore(write_tar(folder / "a.tar", members).parent)))
 
 
 def test_a_tar_as_webdataset_writes_it_gives_every_image_and_caption(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_tar_as_webdataset_writes_it_gives_every_image_and_caption(tmp_path: P
                     "json": {"captions": {"recaption": f"a longer caption {number}"}},
                 }
             )
-    reader = Tars(tmp_path)
+    reader = Tars(LocalStore(tmp_path))
     found = read_all(reader)
     assert sorted(found) == [f"photos-00000/album/{number:03d}" for number in range(5)]
     for number, sample in enumerate(found[key] for key in sorted(found)):
@@ -96,7 +97,7 @@ def test_hostile_members_are_counted_and_never_lead_outside(tmp_path: Path) -> N
         nul = tarfile.TarInfo("nul.jpg")
         nul.pax_headers, nul.size = {"path": "nul\0.jpg"}, 3
         tar.addfile(nul, io.BytesIO(b"abc"))
-    found = read_all(Tars(tmp_path))
+    found = read_all(Tars(LocalStore(tmp_path)))
     assert len(found) == 8
     assert [key for key, sample in found.items() if not sample.fault] == ["a/fine"]
     assert all(is_inside(key) for key in found)
@@ -111,7 +112,7 @@ def test_a_damaged_header_costs_the_rest_of_its_tar_and_is_counted(tmp_path: Pat
         third = list(list_members(file))[2]
     raw[third.offset - 512 + 100] ^= 1
     path.write_bytes(raw)
-    found = read_all(Tars(tmp_path))
+    found = read_all(Tars(LocalStore(tmp_path)))
     assert [key for key, sample in found.items() if not sample.fault] == ["a/0", "a/1"]
     assert "bad checksum" in found["a/(damaged)"].fault
 
@@ -122,7 +123,7 @@ def test_a_tar_that_ends_early_is_counted(tmp_path: Path, cut: int) -> None:
     with path.open("rb") as file:
         last = list(list_members(file))[1]
     path.write_bytes(path.read_bytes()[: last.offset - 512 + cut])
-    found = read_all(Tars(tmp_path))
+    found = read_all(Tars(LocalStore(tmp_path)))
     assert not found["a/0"].fault
     assert found["a/(damaged)"].fault
 
@@ -287,11 +288,11 @@ def test_reading_outside_the_source_or_what_changed_is_an_error(tmp_path: Path) 
         with pytest.raises(SourceError, match="not below"):
             Folder(tmp_path / "in").read(shard, member, 0, 10)
     with pytest.raises(SourceError, match="not below"):
-        Tars(tmp_path / "in").read("../secret.jpg", "secret.jpg", 0, 10)
+        Tars(LocalStore(tmp_path / "in")).read("../secret.jpg", "secret.jpg", 0, 10)
     with pytest.raises(SourceError, match=r"a\.jpg: no longer the 7 bytes"):
         Folder(tmp_path / "in").read(".", "a.jpg", 0, 7)
     with pytest.raises(SourceError, match=r"a\.tar: ends before the 9 bytes of a.jpg"):
-        Tars(tmp_path / "in").read("a.tar", "a.jpg", 1 << 30, 9)
+        Tars(LocalStore(tmp_path / "in")).read("a.tar", "a.jpg", 1 << 30, 9)
 
 
 @pytest.mark.parametrize(
@@ -321,4 +322,4 @@ def test_a_source_with_nothing_to_read_says_what_and_where(tmp_path: Path, kind:
 def test_a_single_tar_can_be_a_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x.jpg", jpeg())])
     write_tar(tmp_path / "b.tar", [("x.jpg", jpeg())])
-    assert list(read_all(Tars(tmp_path / "b.tar"))) == ["b/x"]
+    assert list(read_all(Tars(LocalStore(tmp_path / "b.tar")))) == ["b/x"]

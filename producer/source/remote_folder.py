@@ -1,0 +1,89 @@
+"""Images with captions beside them in a store behind a URL, as folder.py reads them from a disk.
+
+What lies beside an image and how large it is comes from the listing, which the store is asked for once: asking again
+for every image would cost a request each.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+
+from producer.source.caption import Captions, read_captions
+from producer.source.folder import PIECE, is_image
+from producer.source.remote import RemoteStore
+from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, UnreadableError, is_inside
+from producer.source.store import File
+
+_BESIDE = ("txt", "json")
+
+
+class RemoteFolder:
+    """Every image below a URL; a shard is up to 512 images of one of its folders."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self._store = store
+
+    def shards(self) -> list[Shard]:
+        """The folders that hold images, in pieces, by name. Names that begin with a dot are passed over."""
+        folders: dict[str, dict[str, File]] = {}
+        for file in self._store.files(""):
+            folder, _, name = file.name.rpartition("/")
+            if not any(part.startswith(".") and part != ".." for part in file.name.split("/")):
+                folders.setdefault(folder, {})[name] = file
+        shards = []
+        for folder, files in folders.items():
+            images = sorted(name for name in files if is_image(name))
+            for first in range(0, len(images), PIECE):
+                shards.append(_shard(folder or ".", images[first : first + PIECE], files))
+        if not shards:
+            known = ", ".join(sorted(IMAGE_ENDINGS))
+            raise SourceError(f"source.path: {self._store.root} holds no image; known are {known}")
+        return sorted(shards, key=lambda shard: (shard.name, shard.members))
+
+    def samples(self, shard: Shard) -> Iterator[RawSample]:
+        """The images of `shard` by name; the key is the path with its ending."""
+        for number, member in enumerate(shard.members):
+            size, *beside = shard.sizes[3 * number : 3 * number + 3]
+            key = _join(shard.name, member)
+            fault = "" if is_inside(key) else f"refused: the name {key[:200]!r} leads out of the source"
+            captions = Captions({}) if fault else self._captions(key, dict(zip(_BESIDE, beside, strict=True)))
+            safe = key.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+            yield RawSample(safe if fault else key, shard.name, member, 0, size, captions.texts, fault, captions.faults)
+
+    def _captions(self, image: str, beside: dict[str, int]) -> Captions:
+        found = Captions({})
+        for ending, size in beside.items():
+            if size >= 0:
+                try:
+                    found |= read_captions(ending, size, partial(self._all, _beside(image, ending), size))
+                except UnreadableError as error:
+                    found |= Captions({}, (f"{ending} caption: {error}",))
+        return found
+
+    def _all(self, name: str, size: int) -> bytes:
+        raw = self._store.read(name, 0, size)
+        if len(raw) != size:
+            raise UnreadableError(f"{self._store.root}/{name}: no longer the {size} bytes it was listed with")
+        return raw
+
+    def read(self, shard: str, member: str, offset: int, size: int) -> bytes:
+        """The image `member` of the folder `shard`."""
+        return self._all(_join(shard, member), size)
+
+
+def _shard(folder: str, members: list[str], files: dict[str, File]) -> Shard:
+    seen, sizes = hashlib.sha256(), []
+    for member in members:
+        for name in (member, *(_beside(member, ending) for ending in _BESIDE)):
+            file = files.get(name)
+            sizes.append(file.size if file else -1)
+            seen.update(repr((name, file and (file.size, file.stamp))).encode())
+    return Shard(folder, seen.hexdigest(), tuple(members), tuple(sizes))
+
+
+def _beside(image: str, ending: str) -> str:
+    return f"{image.rpartition('.')[0]}.{ending}"
+
+
+def _join(folder: str, member: str) -> str:
+    return member if folder == "." else f"{folder}/{member}"
