@@ -1,15 +1,12 @@
 """The coordinator behind Arrow Flight: one action a message, and a wait for units that are not ready yet."""
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow.flight as flight
-
-from producer.api.channel import MESSAGE_LIMIT, RefusedError, gate, refusal, shut
+from producer.api.channel import Access, RefusedError, gate, shut
 from producer.api.protocol import (
     Ack,
     Answer,
@@ -19,7 +16,6 @@ from producer.api.protocol import (
     Locate,
     Located,
     Lost,
-    ProtocolError,
     Register,
     Welcome,
     decode,
@@ -27,17 +23,26 @@ from producer.api.protocol import (
 )
 from producer.api.unit import UnitId
 from producer.coordinator import Coordinator, Limits
-
-log = logging.getLogger(__name__)
+from producer.guard import GuardedServer, Traffic
 
 # The longest a trainer's question is held; it asks again.
 WAIT_S = 20.0
+TRAFFIC = Traffic()
 
 
-class CoordinatorServer(flight.FlightServerBase):  # type: ignore[misc]
+class CoordinatorServer(GuardedServer):
     """Listens on `host`:`port` (0: any free one) from construction to `stop`."""
 
-    def __init__(self, offer: Welcome, limits: Limits, *, host: str, port: int, token: str) -> None:
+    def __init__(
+        self,
+        offer: Welcome,
+        limits: Limits,
+        *,
+        host: str,
+        port: int,
+        access: Access | str,
+        traffic: Traffic = TRAFFIC,
+    ) -> None:
         self._rules = Coordinator(offer, limits, time.monotonic())
         self._lock = threading.Lock()
         self._waiting: dict[UnitId, list[threading.Condition]] = {}
@@ -51,25 +56,16 @@ class CoordinatorServer(flight.FlightServerBase):  # type: ignore[misc]
             "ack": lambda raw: self._locked(self._rules.ack, decode(Ack, raw)),
             "lost": lambda raw: self._locked(self._rules.lost, decode(Lost, raw)),
         }
-        super().__init__(**gate(host, port, token))
+        super().__init__(gate(host, port, access), traffic)
         self.address = f"{host}:{self.port}"
 
-    def do_action(self, context: object, action: flight.Action) -> list[bytes]:
-        """Answer one message; whatever goes wrong leaves as a reason, never as a traceback."""
-        if action.body.size > MESSAGE_LIMIT:
-            raise refusal(f"a message of {action.body.size} bytes; at most {MESSAGE_LIMIT} are taken")
-        raw = action.body.to_pybytes()
-        try:
-            if action.type == "status":
-                return [json.dumps(self.status()).encode()]
-            if action.type not in self._answers:
-                raise RefusedError(f"no action {action.type[:80]!r}; there are {sorted(self._answers)} and status")
-            return [encode(self._answers[action.type](raw))]
-        except (RefusedError, ProtocolError) as error:
-            raise refusal(str(error)) from None
-        except Exception:
-            log.exception("%s failed", action.type)
-            raise flight.FlightInternalError("internal error; see the coordinator's log") from None
+    def answer(self, kind: str, body: bytes) -> bytes:
+        """Answer one message."""
+        if kind == "status":
+            return json.dumps(self.status()).encode()
+        if kind not in self._answers:
+            raise RefusedError(f"no action {kind[:80]!r}; there are {sorted(self._answers)} and status")
+        return encode(self._answers[kind](body))
 
     def status(self) -> dict[str, object]:
         """Counters for people."""

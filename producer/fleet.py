@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from producer.api.channel import Channel, gate, write_registry
+from producer.api.channel import Access, Channel, gate, write_registry
+from producer.api.local import sweep
 from producer.api.protocol import Welcome
 from producer.cluster import cluster
 from producer.fleet_config import FleetConfig
@@ -44,12 +45,13 @@ class Fleet:
                 "registry": config.registry.absolute(),
                 "token": config.token_file.absolute(),
                 "logs": config.log_folder.absolute(),
+                "tls": config.tls and config.tls.absolute(),
             }
         )
         self.job = job
         self.address = self.plan = ""
         self._stack = ExitStack()
-        self._token = ""
+        self._access = Access("")
         self._coordinator: Any = None  # Ray actors
         self._hosts: dict[str, Any] = {}  # by the worker's name
         self._heard: dict[str, float] = {}  # worker's name -> when it was last known to be there
@@ -67,7 +69,7 @@ class Fleet:
 
     def status(self) -> dict[str, Any]:
         """The coordinator's counters. UnreachableError while it restarts."""
-        channel = Channel(self.address, self._token)
+        channel = Channel(self.address, self._access)
         try:
             return dict(json.loads(channel.ask_raw("status", b"", _STATUS_S)))
         finally:
@@ -95,12 +97,13 @@ class Fleet:
             ray.kill(host)
         self._hosts, self._coordinator = {}, None
         self._stack.close()
+        sweep()
 
     def _start(self) -> None:
         config = self.config
         self._check_cpus(os.cpu_count() or 1)
-        self._token = make_token(config.token_file)
-        gate(config.host, config.port, self._token)
+        self._access = Access(make_token(config.token_file), config.tls, config.plaintext)
+        gate(config.host, config.port, self._access)
         self._stack.enter_context(
             cluster(config.address, object_store_bytes=config.object_store_mb << 20, setting="fleet.address")
         )
@@ -116,7 +119,8 @@ class Fleet:
         coordinator = ray.remote(CoordinatorHost).options(
             num_cpus=_COORDINATOR_CPUS, max_restarts=-1, scheduling_strategy=here
         )
-        self._coordinator = coordinator.remote(config.model_dump_json(), json.dumps(vars(offer)), port, self._token)
+        token = self._access.token
+        self._coordinator = coordinator.remote(config.model_dump_json(), json.dumps(vars(offer)), port, token)
         self._answer([self._coordinator.ready.remote()], "the coordinator")
         write_registry(config.registry, self.address)
 
@@ -128,7 +132,8 @@ class Fleet:
             "scheduling_strategy": "SPREAD",
         }
         # Plain strings, so that Ray's own serialisation carries nothing of ours.
-        said = (self.config.model_dump_json(), self.job.kind, self.job.model_dump_json(), self.address, self._token)
+        job, token = self.job.model_dump_json(), self._access.token
+        said = (self.config.model_dump_json(), self.job.kind, job, self.address, token)
         return ray.remote(WorkerHost).options(**options).remote(f"worker-{index}", *said)
 
     def _agreed(self) -> Welcome:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, model_validator
 
+from producer.api.tls import Tls
+
 
 class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     """How many workers, where they run, how far ahead of the trainers, and when one counts as gone."""
@@ -15,8 +17,10 @@ class FleetConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=0.5, gt=0)  # as Ray counts them; fractions let everything start on 2 cores
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    # What coordinator and workers bind to; 0.0.0.0 opens them to other machines.
+    # What coordinator and workers bind to; 0.0.0.0 opens them to other machines, which asks for tls (docs/security.md).
     host: str = Field(default="127.0.0.1", min_length=1)
+    tls: Tls | None = None  # at the same paths on every machine of the fleet
+    plaintext: bool = False  # other machines come in without TLS: only in a network where nobody else is
     port: int = Field(default=0, ge=0, le=65535)  # the coordinator's, kept when it restarts; 0: a free one at start
     horizon_bytes: int = Field(default=2 << 30, gt=0)  # of units made ahead of the trainers; at least two steps are
     worker_bytes: int = Field(default=4 << 30, gt=0)  # held by one worker; beyond it only what is needed at once

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from producer.api.channel import Access
 from producer.api.malloc import tune
 from producer.api.protocol import Welcome
 from producer.coordinator import Limits
@@ -36,9 +37,10 @@ class CoordinatorHost:
             late_s=said.late_s,
         )
         deadline = time.monotonic() + _BIND_S
+        access = Access(token, said.tls, said.plaintext)
         while True:
             try:
-                self._server = CoordinatorServer(plan, limits, host=said.host, port=port, token=token)
+                self._server = CoordinatorServer(plan, limits, host=said.host, port=port, access=access)
                 return
             except OSError:
                 # The one before may not be quite gone.
@@ -64,7 +66,7 @@ class WorkerHost:
             setup = WorkerSetup(
                 name=name,
                 find=lambda: coordinator,
-                token=token,
+                access=Access(token, said.tls, said.plaintext),
                 host=said.host,
                 advertise=reachable(said.host),
                 memory_bytes=said.worker_bytes,

@@ -5,7 +5,6 @@ units, and the Flight server's own threads. What a unit is made of is the maker'
 """
 
 import itertools
-import json
 import logging
 import math
 import threading
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.flight as flight
 
-from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, gate, refusal, shut
+from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError
 from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Welcome
 from producer.api.unit import UnitId
+from producer.unit_server import Doors, Ring
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class WorkerSetup:
 
     name: str
     find: Callable[[], str]
-    token: str
+    access: Access | str
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""  # the host that others are told, if another than `host`
@@ -80,63 +79,16 @@ class WorkerSetup:
     give_up: Callable[[], None] = lambda: None  # ends the process, since a thread that hangs cannot be ended
 
 
-class Ring:
-    """The units a worker holds, until it is told to forget them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._units: dict[UnitId, pa.RecordBatch] = {}
-        self._bytes = 0
-
-    def put(self, unit: UnitId, batch: pa.RecordBatch) -> None:
-        with self._lock:
-            if unit not in self._units:
-                self._units[unit] = batch
-                self._bytes += batch.nbytes
-
-    def get(self, unit: UnitId) -> pa.RecordBatch | None:
-        with self._lock:
-            return self._units.get(unit)
-
-    def forget(self, unit: UnitId) -> None:
-        with self._lock:
-            batch = self._units.pop(unit, None)
-            self._bytes -= batch.nbytes if batch is not None else 0
-
-    def list(self) -> tuple[tuple[UnitId, ...], int]:
-        """The units and their bytes in all."""
-        with self._lock:
-            return tuple(self._units), self._bytes
-
-
-class UnitServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Serves the units of a ring: `do_get` of a unit's id as JSON gives one record batch."""
-
-    def __init__(self, ring: Ring, *, host: str, port: int, token: str) -> None:
-        self._ring = ring
-        super().__init__(**gate(host, port, token))
-
-    def do_get(self, context: object, ticket: flight.Ticket) -> flight.RecordBatchStream:
-        """Stream one unit; a unit that is not here is refused."""
-        try:
-            stream, step, number = json.loads(ticket.ticket)
-            unit = UnitId(str(stream), int(step), int(number))
-        except (ValueError, TypeError):
-            raise refusal("the ticket is no unit: write it as [stream, step, unit]") from None
-        batch = self._ring.get(unit)
-        if batch is None:
-            raise refusal(f"{unit} is not held here")
-        return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(batch.schema, [batch]))
-
-
 class Worker:
     """Runs from construction to `stop`."""
 
     def __init__(self, setup: WorkerSetup, maker: Maker) -> None:
         self._setup, self._maker = setup, maker
         self._ring = Ring()
-        self._server = UnitServer(self._ring, host=setup.host, port=setup.port, token=setup.token)
-        self.address = f"{setup.advertise or setup.host}:{self._server.port}"
+        self._doors = Doors(
+            self._ring, host=setup.host, port=setup.port, access=setup.access, advertise=setup.advertise
+        )
+        self.address = self._doors.address
         self._incarnation = time.time_ns() + next(_starts)
         self._queue: deque[UnitId] = deque()
         self._narrow: set[UnitId] = set()  # of the queue
@@ -163,7 +115,7 @@ class Worker:
             self._stopped = True
             self._state.notify_all()
         end = time.monotonic() + timeout_s
-        shut(self._server, timeout_s)
+        self._doors.shut(timeout_s)
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         self._maker.close()
@@ -243,7 +195,7 @@ class Worker:
 
     def _connect(self) -> Channel:
         if self._channel is None:
-            self._channel = Channel(self._setup.find(), self._setup.token)
+            self._channel = Channel(self._setup.find(), self._setup.access)
         return self._channel
 
     def _hang_up(self) -> None:

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.flight as flight
 from pydantic import BaseModel, Field, model_validator
 
-from producer.api.channel import Channel, RefusedError, RegistryError, UnreachableError, meaning, read_registry
+from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError, meaning, read_registry
 from producer.api.malloc import tune
 from producer.api.protocol import Ack, Answer, Hello, Locate, Located, Lost, ProtocolError, Welcome
+from producer.api.tls import Tls
 from producer.api.unit import UnitError, UnitId, header_of
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class PullConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     registry: Path | None = None  # the file in which a fleet says where its coordinator listens; or ...
     address: str = ""  # ... host:port of the coordinator
     token: Path | None = None  # the fleet's token file; with a registry, `token` beside it unless set
+    tls: Tls | None = None  # as the fleet's; cert and key only where it asks for them
     prefetch: int = Field(default=8, ge=1)  # units pulled ahead of need by each model-parallel group
     start_s: float = Field(default=30.0, gt=0)  # for the producers' first answer
     call_s: float = Field(default=8.0, gt=0)  # deadline of any one call; a unit must get through in it
@@ -165,21 +167,22 @@ class Producers:
         with self._lock:
             if self._coordinator is None:
                 registry = self.config.registry
-                self._coordinator = Channel(read_registry(registry) if registry else self.config.address, self._token())
+                where = read_registry(registry) if registry else self.config.address
+                self._coordinator = Channel(where, self._access())
             return self._coordinator
 
-    def _token(self) -> str:
+    def _access(self) -> Access:
         path = self.config.token_file
         try:
-            return path.read_text().strip() if path else ""
+            return Access(path.read_text().strip() if path else "", self.config.tls)
         except OSError as error:
             raise RegistryError(f"{path}: {error.strerror}; the producers write their token there") from None
 
     def _holder(self, address: str) -> Channel:
-        token = self._token()
+        access = self._access()
         with self._lock:
             if address not in self._holders:
-                self._holders[address] = Channel(address, token)
+                self._holders[address] = Channel(address, access)
             return self._holders[address]
 
     def _read(self, address: str, unit: UnitId) -> pa.RecordBatch:

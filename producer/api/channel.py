@@ -1,13 +1,15 @@
-"""Flight as both sides use it: a token on every call, a deadline on every call, errors with a meaning.
+"""Flight as both sides use it: a token and a deadline on every call, TLS where asked for, errors with a meaning.
 
 Serve with `listen`, call with `Channel`, find the coordinator with `read_registry`.
 """
 
+import hashlib
 import hmac
 import ipaddress
 import json
 import os
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +17,9 @@ import pyarrow as pa
 import pyarrow.flight as flight
 from pyarrow import ipc
 
+from producer.api.local import far, near
 from producer.api.protocol import TOKEN_HEADER, ProtocolError, decode, encode
+from producer.api.tls import Tls, why
 from producer.api.unit import UnitId
 
 T = TypeVar("T")
@@ -31,6 +35,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
 ]
+_WHY_S = 1.5  # for a look at what keeps a connection from being made
 
 # Arrow's own buffers start at odd addresses, which torch refuses; aligning them costs one copy.
 _ALIGNED = ipc.IpcReadOptions(ensure_alignment=ipc.Alignment.At64Byte)
@@ -48,6 +53,10 @@ class DeniedError(RefusedError):
     """The other side does not know our token."""
 
 
+class HandshakeError(RefusedError):
+    """The two sides' TLS does not fit; the message says whose, and how to mend it."""
+
+
 class RegistryError(ValueError):
     """The file that says where the coordinator is cannot be used."""
 
@@ -56,13 +65,38 @@ class BindError(ValueError):
     """A server would be open to more than it may be."""
 
 
-class Channel:
-    """A connection to the Flight server at `address` (host:port); calls may run at once, each with its deadline."""
+@dataclass(frozen=True)
+class Access:
+    """What opens a server to its clients."""
 
-    def __init__(self, address: str, token: str) -> None:
-        self.address = address
-        self._client = flight.FlightClient(f"grpc://{address}", generic_options=_OPTIONS)
-        self._headers = [(TOKEN_HEADER.encode(), f"Bearer {token}".encode())]
+    token: str = field(repr=False)  # the secret on every call
+    tls: Tls | None = None
+    plaintext: bool = False  # of a server: open to other machines without TLS, for closed networks alone
+
+    @classmethod
+    def of(cls, said: "Access | str") -> "Access":
+        """Where only a token is given, that is all there is."""
+        return said if isinstance(said, Access) else cls(said)
+
+
+class Channel:
+    """A connection to the Flight server at `address` (see local.py); calls may run at once, each with its deadline.
+
+    TlsError if files of `access` cannot be used.
+    """
+
+    def __init__(self, address: str, access: Access | str) -> None:
+        access = Access.of(access)
+        self.address = far(address)
+        self._tls, self._socket = access.tls, near(address)
+        if self._socket:
+            # Nobody but this user gets there: what TLS would do is done.
+            self._client = flight.FlightClient(f"grpc+unix://{self._socket}", generic_options=_OPTIONS)
+        else:
+            options = access.tls.client_options() if access.tls else {}
+            where = f"grpc+{'tls' if access.tls else 'tcp'}://{self.address}"
+            self._client = flight.FlightClient(where, generic_options=_OPTIONS, **options)
+        self._headers = [(TOKEN_HEADER.encode(), f"Bearer {access.token}".encode())]
 
     def ask(self, kind: str, message: object, answer: type[T], timeout_s: float) -> T:
         """What the server answers to `message`. Raises UnreachableError, RefusedError, ProtocolError."""
@@ -70,11 +104,13 @@ class Channel:
 
     def ask_raw(self, kind: str, body: bytes, timeout_s: float) -> bytes:
         """As `ask`, on bytes."""
+        if len(body) > MESSAGE_LIMIT:
+            raise RefusedError(f"{kind}: a message of {len(body)} bytes; at most {MESSAGE_LIMIT} are taken")
         action = flight.Action(kind, body)
         try:
             results = [result.body.to_pybytes() for result in self._client.do_action(action, self._call(timeout_s))]
-        except (flight.FlightError, pa.ArrowInvalid) as error:
-            raise meaning(error, self.address) from None
+        except (flight.FlightError, pa.ArrowException) as error:
+            raise self._meaning(error) from None
         if len(results) != 1:
             raise ProtocolError(f"{kind}: {len(results)} results from {self.address}, expected one")
         return bytes(results[0])
@@ -83,8 +119,8 @@ class Channel:
         """The stream of `unit`. Reading it raises Flight's errors: put them through `meaning`."""
         try:
             return self._client.do_get(flight.Ticket(json.dumps(unit).encode()), self._call(timeout_s))
-        except (flight.FlightError, pa.ArrowInvalid) as error:
-            raise meaning(error, self.address) from None
+        except (flight.FlightError, pa.ArrowException) as error:
+            raise self._meaning(error) from None
 
     def close(self) -> None:
         """Let go of the connection; calls under way end by their deadlines."""
@@ -93,16 +129,22 @@ class Channel:
     def _call(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers, read_options=_ALIGNED)
 
+    def _meaning(self, error: Exception) -> Exception:
+        # With no connection it may be TLS, of which gRPC says little.
+        if isinstance(error, flight.FlightUnavailableError) and not error.extra_info and not self._socket:
+            said = why(self.address, self._tls, _WHY_S)
+            if said:
+                return HandshakeError(f"{self.address}: {said}")
+        return meaning(error, self.address)
 
-def meaning(error: flight.FlightError | pa.ArrowInvalid, address: str) -> Exception:
-    """The error of ours that a Flight error from `address` stands for."""
-    if isinstance(error, pa.ArrowInvalid) and not isinstance(error, flight.FlightError):
-        # Another thread of ours found the other side gone and closed the connection.
-        return UnreachableError(f"{address}: {error}")
+
+def meaning(error: Exception, address: str) -> Exception:
+    """The error of ours that a Flight or Arrow error from `address` stands for."""
     if isinstance(error, flight.FlightUnauthenticatedError):
         return DeniedError(f"{address} does not know our token; both sides must use the same token file")
-    if error.extra_info:
+    if isinstance(error, flight.FlightError) and error.extra_info:
         return RefusedError(error.extra_info.decode(errors="replace"))
+    # One of Arrow's own among them: another thread of ours found the other side gone and closed the connection.
     return UnreachableError(f"{address}: {str(error).partition('. Detail')[0][:200]}")
 
 
@@ -116,21 +158,54 @@ class TokenGate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
     def __init__(self, token: str) -> None:
         super().__init__()
-        self._wanted = f"Bearer {token}".encode()
+        self._wanted = _digest(f"Bearer {token}")
 
-    def start_call(self, info: object, headers: dict[str, list[str]]) -> None:
+    def start_call(self, info: object, headers: dict[str, list[str | bytes]]) -> None:
         """Flight calls this first; FlightUnauthenticatedError ends the call."""
         said = headers.get(TOKEN_HEADER, [])
-        if len(said) != 1 or not hmac.compare_digest(said[0].encode(), self._wanted):
+        # Of hashes, so that the time says nothing of the length either.
+        if len(said) != 1 or not hmac.compare_digest(_digest(said[0]), self._wanted):
             raise flight.FlightUnauthenticatedError("the fleet's token is missing or wrong")
 
 
-def gate(host: str, port: int, token: str) -> dict[str, object]:
-    """What to give a FlightServerBase so that it listens on `host` behind `token`; BindError if that is unsafe."""
-    if not token and not is_loopback(host):
-        raise BindError(f"{host} is open to other machines and there is no token: set one, or use 127.0.0.1")
-    middleware = {"token": TokenGate(token)} if token else {}
-    return {"location": f"grpc://{host}:{port}", "middleware": middleware}
+def _digest(said: str | bytes) -> bytes:
+    return hashlib.sha256(said if isinstance(said, bytes) else said.encode(errors="surrogateescape")).digest()
+
+
+def gate(host: str, port: int, access: Access | str) -> dict[str, object]:
+    """What to give a FlightServerBase so that it listens on `host` behind `access`.
+
+    BindError if that is unsafe, TlsError if the files cannot be used.
+    """
+    access = Access.of(access)
+    check_bind(host, access)
+    options = access.tls.server_options() if access.tls else {}
+    return {"location": f"grpc+{'tls' if access.tls else 'tcp'}://{host}:{port}", **_behind(access), **options}
+
+
+def local_gate(path: Path, access: Access | str) -> dict[str, object]:
+    """As `gate`, for the Unix socket `path` in a folder of this user's alone."""
+    return {"location": f"grpc+unix://{path}", **_behind(Access.of(access))}
+
+
+def _behind(access: Access) -> dict[str, object]:
+    return {"middleware": {"token": TokenGate(access.token)} if access.token else {}}
+
+
+def check_bind(host: str, access: Access) -> None:
+    """BindError if other machines could come in without a token, or read and change what goes by."""
+    if is_loopback(host):
+        return
+    if not access.token:
+        raise BindError(
+            f"fleet.host: {host} is open to other machines and there is no token: set one, or use 127.0.0.1"
+        )
+    if access.tls is None and not access.plaintext:
+        raise BindError(
+            f"fleet.host: {host} is open to other machines, and without TLS whoever sees the traffic has the token: "
+            "set fleet.tls and pull.tls (docs/security.md has the commands), or use 127.0.0.1; in a network where "
+            "nobody else is, fleet.plaintext = true goes without"
+        )
 
 
 def shut(server: flight.FlightServerBase, timeout_s: float) -> None:

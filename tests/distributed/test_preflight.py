@@ -108,7 +108,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """A run's settings, with a coordinator in this process that its ranks find."""
     folder = tmp_path_factory.mktemp("preflight")
     offer = SyntheticMaker(SyntheticJob(units=4)).offer
-    server = CoordinatorServer(offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, token=TOKEN)
+    server = CoordinatorServer(offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, access=TOKEN)
     (folder / "token").write_text(TOKEN)
     (folder / "wrong").write_text("another")
     statistics = {"z_dim": 16, "latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}

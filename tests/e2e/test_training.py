@@ -31,7 +31,7 @@ TOKEN = "a-token-of-the-tests"
 def producers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """A coordinator and a worker in this process; the overrides that let a trainer find them."""
     maker = SyntheticMaker(SyntheticJob(units=4, validation_units=3, samples=2, bucket="64x64", tokens=9, width=64))
-    server = CoordinatorServer(maker.offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, token=TOKEN)
+    server = CoordinatorServer(maker.offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, access=TOKEN)
     worker = Worker(WorkerSetup("synthetic", lambda: server.address, TOKEN), maker)
     token = tmp_path_factory.mktemp("fleet") / "token"
     token.write_text(TOKEN)

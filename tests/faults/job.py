@@ -62,7 +62,7 @@ class Producers:
         )
         maker = SyntheticMaker(job)
         self._server = CoordinatorServer(
-            maker.offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, token=TOKEN
+            maker.offer, Limits(horizon_bytes=1 << 24), host="127.0.0.1", port=0, access=TOKEN
         )
         self._worker = Worker(WorkerSetup("synthetic", lambda: self._server.address, TOKEN), maker)
         self.token = folder / "token"

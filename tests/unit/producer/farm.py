@@ -58,7 +58,7 @@ class Farm:
         self.start_coordinator()
 
     def start_coordinator(self, port: int = 0) -> None:
-        self.coordinator = CoordinatorServer(self.offer, self.limits, host="127.0.0.1", port=port, token=TOKEN)
+        self.coordinator = CoordinatorServer(self.offer, self.limits, host="127.0.0.1", port=port, access=TOKEN)
         write_registry(self.registry, self.coordinator.address)
 
     def worker(self, name: str, maker: Maker | None = None, **setup_: Any) -> Worker:

@@ -24,7 +24,7 @@ from producer.api.protocol import Hello, Locate, Located, Register, Welcome, enc
 from producer.api.unit import Header, UnitId, pack, unpack
 from producer.coordinator_server import CoordinatorServer
 from producer.synthetic import SyntheticMaker
-from producer.worker import Ring, UnitServer
+from producer.unit_server import Doors, Ring
 from tests.unit.producer.farm import JOB, LIMITS, TOKEN, Farm, farm, schedule, train, until
 
 
@@ -221,10 +221,10 @@ def test_a_worker_refuses_what_it_does_not_hold(tmp_path: Path) -> None:
 def test_a_server_open_to_other_machines_needs_a_token() -> None:
     for host in ("0.0.0.0", "192.0.2.7"):
         with pytest.raises(BindError, match="no token"):
-            UnitServer(Ring(), host=host, port=0, token="")
+            Doors(Ring(), host=host, port=0, access="")
         with pytest.raises(BindError, match="no token"):
-            CoordinatorServer(Welcome("p", 1, 0, "e"), LIMITS, host=host, port=0, token="")
-    assert gate("127.0.0.1", 0, "") == {"location": "grpc://127.0.0.1:0", "middleware": {}}
+            CoordinatorServer(Welcome("p", 1, 0, "e"), LIMITS, host=host, port=0, access="")
+    assert gate("127.0.0.1", 0, "") == {"location": "grpc+tcp://127.0.0.1:0", "middleware": {}}
 
 
 def test_garbage_is_refused_with_a_reason_and_never_a_traceback(tmp_path: Path) -> None:
