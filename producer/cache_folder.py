@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ _TURN_S = 2.0  # the longest that a writer waits for another one
 _USED_S = 300.0  # a file's time of change says to within this when it was last used
 _FULL = 16 << 20  # bytes of a file that is not merged any more
 _HEAD, _FILE = 32, 2048  # bytes that a record takes beside its values, and a file beside its records, at most
-_MAPPED = 1 << 30
+_MAPPED, _OPEN = 1 << 30, 64  # bytes and files kept mapped at most
 _MERGE = 8  # files of one size class that become one
 _FRESH = 4096  # index entries that are kept apart until they are sorted in
 
@@ -81,11 +81,24 @@ class Index:
         self._hashes, self._places, self._fresh = every[last], np.concatenate(places)[order[last]], {}
 
 
-class Mapped:
-    """The files kept mapped, of all folders: up to `limit` bytes of them, those used last."""
+class _Seen(NamedTuple):
+    """What is remembered of a file when it is found."""
 
-    def __init__(self, limit: int = _MAPPED) -> None:
-        self._limit, self._bytes = limit, 0
+    name: str
+    bytes: int
+    hashes: np.ndarray
+    replaces: list[str]
+
+    @classmethod
+    def of(cls, file: CacheFile) -> "_Seen":
+        return cls(file.path.name, file.bytes, file.hashes, file.replaces)
+
+
+class Mapped:
+    """The files kept mapped, of all folders: those used last."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
         self._files: OrderedDict[Path, CacheFile] = OrderedDict()
 
     def open(self, path: Path, layout: Layout) -> CacheFile:
@@ -96,7 +109,7 @@ class Mapped:
             return file
         file = self._files[path] = CacheFile(path, layout)
         self._bytes += file.bytes
-        while self._bytes > self._limit and len(self._files) > 1:
+        while len(self._files) > 1 and (self._bytes > _MAPPED or len(self._files) > _OPEN):
             self.forget(next(iter(self._files)))
         return file
 
@@ -172,9 +185,10 @@ class Folder:
         self._listed_ns = changed if time.time_ns() - changed > _TICK_NS else -1
         for name in self._numbers.keys() - names:
             self._forget(name)
-        found = [file for name in sorted(names - self._numbers.keys()) if (file := self._open(name))]
-        replaced = {name for file in found for name in file.replaces}
-        self._learn([file for file in found if file.path.name not in replaced])
+        # One at a time: each has a file descriptor while it is open.
+        found = [_Seen.of(file) for name in sorted(names - self._numbers.keys()) if (file := self._open(name))]
+        replaced = {name for seen in found for name in seen.replaces}
+        self._learn([seen for seen in found if seen.name not in replaced])
         for name in replaced & names:
             # Its records are in the other file: a crash came between the two.
             self._remove(name)
@@ -246,7 +260,7 @@ class Folder:
         path = write(self.path, f"{self._writer}-{self._written:06}", self.layout, records, replaces)
         file = self._open(path.name)
         if file is not None:
-            self._learn([file])
+            self._learn([_Seen.of(file)])
 
     def _merge(self, room: Callable[[int], None]) -> None:
         """Make one file of small ones of a size, so that their number grows with the logarithm of what is kept."""
@@ -267,13 +281,13 @@ class Folder:
             for file in files:
                 self._remove(file.path.name)
 
-    def _learn(self, files: Sequence[CacheFile]) -> None:
+    def _learn(self, files: Sequence["_Seen"]) -> None:
         added = []
-        for file in files:
-            added.append((len(self._names), file.hashes))
-            self._numbers[file.path.name] = len(self._names)
-            self._names.append(file.path.name)
-            self._sizes.append((file.bytes, file.rows))
+        for seen in files:
+            added.append((len(self._names), seen.hashes))
+            self._numbers[seen.name] = len(self._names)
+            self._names.append(seen.name)
+            self._sizes.append((seen.bytes, len(seen.hashes)))
         self._index.add(added)
 
     def _forget(self, name: str) -> None:
