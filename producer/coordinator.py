@@ -317,8 +317,8 @@ class Coordinator:
         for unit in worker.holds - holding:
             self.ledger.drop(unit)
         worker.discards &= holding
-        for unit in holding - worker.holds - worker.discards - self.ledger.held.keys():
-            if self.demand.useful(unit):
+        for unit in holding - worker.holds - worker.discards:
+            if unit not in self.ledger.held and self.demand.useful(unit):
                 self._hold(unit, said.worker, said.bytes // len(holding))
         for unit in worker.encodes.keys() - encoding:
             del worker.encodes[unit]
