@@ -2,19 +2,24 @@
 
     step-00000100/
         rank-00000.safetensors   flat fp32 runs, keyed KIND/NAME/START
-        index.json               step, settings, hash of each file, whole shapes, and where each piece belongs
+        index.json               step, settings, checksum of each file, whole shapes, and where each piece belongs
         index.sha256             of index.json, as sha256sum writes it
 
 A piece is a run of the flattened slice that one rank held of a whole tensor, so any layout can read what any other
-wrote. Nothing of a file is used before its hash is right. A file's hash is the sha256 of the sha256s of its blocks, so
-that several threads can check it while others still wait for the disk.
+wrote. Nothing of a file is used before its checksum is right: the xxh3-128 of the xxh3-128s of its blocks, so that
+several threads can check it. It tells damage, in 2^-128 of cases not; who can write the files can also write checksums
+that fit, as with any hash that nobody signs.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import math
+import mmap
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+import xxhash
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3  # 2 had sha256 for the files
 INDEX, INDEX_HASH = "index.json", "index.sha256"
 
 # What is kept of a weight: itself, Adam's moments, its moving average.
@@ -34,6 +39,8 @@ KINDS = ("param", "exp_avg", "exp_avg_sq", "ema")
 # Bytes of a file that are hashed at once.
 BLOCK = 1 << 24
 _THREADS = 4
+_HASHES: dict[str, Callable[[], Any]] = {"xxh3-128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+_POPULATE_READ = 22  # MADV_POPULATE_READ of linux/mman.h, from Linux 5.14 on
 
 # (dim, start, stop) of a slice of a whole tensor; None for all of it.
 Slice = tuple[int, int, int] | None
@@ -64,24 +71,25 @@ class Piece:
 class File:
     """What a file must be."""
 
-    blocks: str  # sha256 of the sha256s of its blocks
+    checksum: str  # "KIND:" and the hash of the hashes of its blocks
     bytes: int
 
     @classmethod
-    def of(cls, path: Path) -> "File":
-        """What the file at `path` is."""
-        size = path.stat().st_size
+    def of(cls, whole: Tensor, kind: str = "xxh3-128") -> "File":
+        """What a file of these bytes is. Raises OSError where the disk does."""
+        checksum = _HASHES[kind]()
         with ThreadPoolExecutor(_THREADS) as threads:
-            digests = threads.map(lambda start: _digest(path, start), range(0, size, BLOCK))
-            return cls(hashlib.sha256(b"".join(digests)).hexdigest(), size)
+            for digest in threads.map(lambda block: _digest(block, kind), whole.split(BLOCK) if len(whole) else ()):
+                checksum.update(digest)
+        return cls(f"{kind}:{checksum.hexdigest()}", len(whole))
 
 
 class Hasher:
-    """The hash of a file that is being written."""
+    """The checksum of a file that is being written."""
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._done, self._block = hashlib.sha256(), hashlib.sha256()
+        self._done, self._block = xxhash.xxh3_128(), xxhash.xxh3_128()
 
     def update(self, data: memoryview) -> None:
         """The next bytes."""
@@ -97,23 +105,35 @@ class Hasher:
         """What the file with these bytes is."""
         if self.bytes % BLOCK:
             self._end_block()
-        return File(self._done.hexdigest(), self.bytes)
+        return File(f"xxh3-128:{self._done.hexdigest()}", self.bytes)
 
     def _end_block(self) -> None:
         self._done.update(self._block.digest())
-        self._block = hashlib.sha256()
+        self._block = xxhash.xxh3_128()
 
 
-def _digest(path: Path, start: int) -> bytes:
-    """The sha256 of the block of the file at `path` that begins at byte `start`."""
-    digest, end = hashlib.sha256(), start + BLOCK
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while start < end and (count := file.readinto(buffer[: end - start])):
-            digest.update(buffer[:count])
-            start += count
-    return digest.digest()
+def mapped(path: Path) -> Tensor:
+    """The bytes of the file at `path`, uint8 [size], mapped: hashing and copying share the page cache's own pages."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+
+
+def _digest(block: Tensor, kind: str) -> bytes:
+    """The hash of a mapped block. Raises OSError where the disk does: a bare read of the memory would be a SIGBUS."""
+    start = block.data_ptr()
+    before = start % mmap.PAGESIZE
+    if _libc.madvise(start - before, len(block) + before, _POPULATE_READ) and ctypes.get_errno() != errno.EINVAL:
+        raise OSError(ctypes.get_errno(), "not readable")
+    digest = _HASHES[kind]()
+    digest.update(block.numpy().data)
+    return bytes(digest.digest())
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 @dataclass(frozen=True)
@@ -139,8 +159,15 @@ class Index:
         """The index in verified bytes."""
         said = json.loads(raw)
         version = said.pop("version")
-        if version != VERSION:
-            raise CheckpointError(f"format {version}, this program reads {VERSION}: use the release that wrote it")
+        if version == 2:
+            said["files"] = {
+                name: {"checksum": f"sha256:{file['blocks']}", "bytes": file["bytes"]}
+                for name, file in said["files"].items()
+            }
+        elif version != VERSION:
+            raise CheckpointError(
+                f"format {version}, this program reads 2 and {VERSION}: use the release that wrote it"
+            )
         said["files"] = {name: File(**file) for name, file in said["files"].items()}
         said["shapes"] = {name: tuple(shape) for name, shape in said["shapes"].items()}
         said["pieces"] = tuple(piece_of(piece) for piece in said["pieces"])
@@ -162,7 +189,7 @@ class CheckpointReader:
         self._by_name: dict[str, list[Piece]] = {}
         for piece in self._index.pieces:
             self._by_name.setdefault(piece.name, []).append(piece)
-        self._verified: dict[str, Any] = {}
+        self._opened: dict[str, dict[str, Tensor]] = {}
 
     @property
     def step(self) -> int:
@@ -204,7 +231,7 @@ class CheckpointReader:
         return self._pieces(name)[0].kinds
 
     def verify(self, files: Iterable[str]) -> None:
-        """Check the hashes of `files`, each once."""
+        """Check the checksums of `files`, each once."""
         for name in files:
             self._open(name)
 
@@ -220,6 +247,8 @@ class CheckpointReader:
             whole = self.whole(name, kind)
             part = whole if place is None else whole.narrow(place[0], place[1], place[2] - place[1])
             return part.reshape(-1)[start:stop]
+        if len(same) == 1:
+            return self._tensor(same[0], kind)[start - same[0].start : stop - same[0].start]
         out, filled = torch.empty(stop - start), 0
         for piece in same:
             low, high = max(start, piece.start), min(stop, piece.stop)
@@ -254,33 +283,41 @@ class CheckpointReader:
     def _tensor(self, piece: Piece, kind: str) -> Tensor:
         if kind not in piece.kinds:
             raise CheckpointError(f"{self.path}: holds no {kind} of {piece.name}, only {', '.join(piece.kinds)}")
-        try:
-            tensor: Tensor = self._open(piece.file).get_tensor(piece.key(kind))
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.path / piece.file}: {piece.key(kind)}: {error}") from None
-        if tensor.dtype != torch.float32 or tensor.shape != (piece.stop - piece.start,):
-            got = f"{tensor.dtype} {tuple(tensor.shape)}"
+        tensor = self._open(piece.file).get(piece.key(kind))
+        if tensor is None or tensor.shape != (piece.stop - piece.start,):
+            got = "nothing" if tensor is None else f"{len(tensor)} elements"
             raise CheckpointError(f"{self.path / piece.file}: {piece.key(kind)}: {got} is not what the index says")
         return tensor
 
-    def _open(self, name: str) -> Any:
-        if name not in self._verified:
-            _check(self.path / name, self._index.files[name])
-            self._verified[name] = safe_open(self.path / name, "pt")
-        return self._verified[name]
+    def _open(self, name: str) -> dict[str, Tensor]:
+        if name not in self._opened:
+            self._opened[name] = _tensors(self.path / name, self._verified(name))
+        return self._opened[name]
+
+    def _verified(self, name: str) -> Tensor:
+        """The bytes of a file, mapped, and refused unless they are as written."""
+        path, said = self.path / name, self._index.files[name]
+        try:
+            whole = mapped(path)
+            if len(whole) != said.bytes:
+                raise CheckpointError(f"{path}: {len(whole)} bytes, written with {said.bytes}: truncated or exchanged")
+            found = File.of(whole, said.checksum.partition(":")[0])
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from None
+        if found != said:
+            raise CheckpointError(f"{path}: its checksum is not the one it was written with: damaged or exchanged")
+        return whole
 
 
-def _check(path: Path, said: File) -> None:
-    """Refuse the file at `path` unless it is what was said."""
+def _tensors(path: Path, whole: Tensor) -> dict[str, Tensor]:
+    """The flat fp32 tensors in a safetensors file, which are views of it."""
     try:
-        size = path.stat().st_size
-        if size != said.bytes:
-            raise CheckpointError(f"{path}: {size} bytes, written with {said.bytes}: truncated or exchanged")
-        found = File.of(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    if found.blocks != said.blocks:
-        raise CheckpointError(f"{path}: its hash is not the one it was written with: damaged or exchanged")
+        body = 8 + int.from_bytes(whole[:8].numpy().tobytes(), "little")
+        header = json.loads(whole[8:body].numpy().tobytes())
+        ranges = {key: said["data_offsets"] for key, said in header.items() if said["dtype"] == "F32"}
+        return {key: whole[body + start : body + end].view(torch.float32) for key, (start, end) in ranges.items()}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint's safetensors: {error}") from None
 
 
 def _read_index(path: Path) -> Index:

@@ -160,7 +160,7 @@ def test_all_ranks_agree_that_a_checkpoint_is_damaged(ranks: Ranks, saved: tuple
     flipped(root / "step-00000003" / "rank-00003.safetensors", random.Random(1))
     for newest, refused, updates in ranks.run(4, damaged_on_rank, folder=root):
         assert newest == "step-00000001" and updates == 0
-        assert "rank-00003.safetensors: its hash" in refused or "another rank" in refused
+        assert "rank-00003.safetensors: its checksum" in refused or "another rank" in refused
 
 
 def go_back_on_rank(folder: str) -> list[Any]:
@@ -192,8 +192,27 @@ def test_a_newer_format_is_refused_by_name(saved: tuple[Path, Any], tmp_path: Pa
     from consumer.pieces import index_hash
 
     newest = shutil.copytree(saved[0] / "saved" / "step-00000003", tmp_path / "step-00000003")
-    raw = json.dumps(json.loads((newest / "index.json").read_bytes()) | {"version": 3}).encode()
+    raw = json.dumps(json.loads((newest / "index.json").read_bytes()) | {"version": 4}).encode()
     (newest / "index.json").write_bytes(raw)
     (newest / "index.sha256").write_bytes(index_hash(raw))
-    with pytest.raises(CheckpointError, match=r"index\.json: format 3, this program reads 2"):
+    with pytest.raises(CheckpointError, match=r"index\.json: format 4, this program reads 2 and 3"):
         CheckpointReader(newest)
+
+
+def test_the_format_before_is_still_read_and_verified(saved: tuple[Path, Any], tmp_path: Path) -> None:
+    from consumer.pieces import File, index_hash, mapped
+
+    newest = saved[0] / "saved" / "step-00000003"
+    before = shutil.copytree(newest, tmp_path / "step-00000003")
+    said = json.loads((before / "index.json").read_bytes()) | {"version": 2}
+    for name, file in said["files"].items():
+        del file["checksum"]
+        file["blocks"] = File.of(mapped(before / name), "sha256").checksum.removeprefix("sha256:")
+    raw = json.dumps(said).encode()
+    (before / "index.json").write_bytes(raw)
+    (before / "index.sha256").write_bytes(index_hash(raw))
+    ours, now = CheckpointReader(before), CheckpointReader(newest)
+    assert all(torch.equal(ours.whole(name, "param"), now.whole(name, "param")) for name in now.names)
+    flipped(before / "rank-00001.safetensors", random.Random(1))
+    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors: its checksum"):
+        CheckpointReader(before).verify(["rank-00001.safetensors"])

@@ -1,4 +1,4 @@
-"""The hash of a checkpoint's file: the same while it is written as when it is read back, and of all of its bytes."""
+"""The checksum of a checkpoint's file: the same while it is written as when it is read back, and of all its bytes."""
 
 import random
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from consumer import pieces
-from consumer.pieces import File, Hasher
+from consumer.pieces import File, Hasher, mapped
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_what_is_hashed_while_written_is_what_is_read_back(tmp_path: Path, size:
         hasher.update(memoryview(data)[at : at + step])
         at += step
     (tmp_path / "file").write_bytes(data)
-    assert hasher.file() == File.of(tmp_path / "file") and hasher.bytes == size
+    assert hasher.file() == File.of(mapped(tmp_path / "file")) and hasher.bytes == size
 
 
 def test_any_bit_and_the_order_of_blocks_count(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_any_bit_and_the_order_of_blocks_count(tmp_path: Path) -> None:
 
     def of(raw: bytes) -> File:
         path.write_bytes(raw)
-        return File.of(path)
+        return File.of(mapped(path))
 
     whole = of(data)
     flips = [bytes([*data[:at], data[at] ^ 1 << bit, *data[at + 1 :]]) for at in range(200) for bit in (0, 7)]

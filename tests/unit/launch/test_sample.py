@@ -10,7 +10,7 @@ from diffusers import QwenImagePipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from consumer.pieces import INDEX, INDEX_HASH, File, Index, Piece, index_hash
+from consumer.pieces import INDEX, INDEX_HASH, File, Index, Piece, index_hash, mapped
 from launch import export, sample
 from launch.config import ConfigError
 from launch.sample_config import SampleConfig
@@ -32,7 +32,7 @@ def write_checkpoint(folder: Path, *kinds: str, width: int = 64) -> None:
     save_file({piece.key(kind): state[piece.name].flatten() * scale[kind] for piece in pieces for kind in kinds}, file)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     said = {"model": config.model_dump(mode="json")}
-    raw = Index(40, 40, said, {}, {file.name: File.of(file)}, shapes, tuple(pieces)).to_json()
+    raw = Index(40, 40, said, {}, {file.name: File.of(mapped(file))}, shapes, tuple(pieces)).to_json()
     (folder / INDEX).write_bytes(raw)
     (folder / INDEX_HASH).write_bytes(index_hash(raw))
 
