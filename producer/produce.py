@@ -27,7 +27,7 @@ from producer.encode import Encoder, EncoderConfig, Raw, picture
 from producer.index import Index
 from producer.plan import Plan, UnitPlan
 from producer.recipe import RecipeConfig
-from producer.rejects import Attempt, Rejects
+from producer.rejects import KILLED, Attempt, Rejects
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import UnreadableError
 from producer.stages import Stages
@@ -41,8 +41,8 @@ _CHANGED = "picture: its bytes are not those that were curated"
 # What is tried of a sample of a unit that ended its workers, and how often a try must not have come back.
 _PARTS = ("picture", "caption")
 _DEATHS = 2
-_KILLED = {part: f"killed its worker: by its {part}" for part in _PARTS}
-_TOGETHER = "killed its worker: its unit did, and no sample of it alone"
+_KILLED = {part: f"{KILLED}: by its {part}" for part in _PARTS}
+_TOGETHER = f"{KILLED}: its unit did, and no sample of it alone"
 _SILENCED = (_KILLED["caption"], _TOGETHER)
 
 
@@ -177,7 +177,12 @@ class UnitMaker:
         encoder = self._encoder.latent_fingerprint
         keys = {row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, encoder) for row in rows}
         cached = self._cache.get(key for name, key in keys.items() if name not in left_out)
-        return _Begun(plan, rows, keys, left_out, {key.sample: latent for key, latent in cached.items()})
+        known = {key.sample: latent for key, latent in cached.items()}
+        for key, reason in self._rejects.killers(self._offer.plan).items():
+            # A picture that need not be decoded again is no danger.
+            if key in keys and not (reason == _KILLED["picture"] and key in known):
+                left_out.setdefault(key, reason)
+        return _Begun(plan, rows, keys, left_out, known)
 
     def _begin(self, unit: UnitId) -> _Begun:
         """Look at `unit`, and begin with the pictures that it needs."""
@@ -204,14 +209,16 @@ class UnitMaker:
     def _make(self, begun: _Begun) -> tuple[pa.RecordBatch, int]:
         plan, unit = begun.plan, begun.plan.unit
         # Others may have left out more since this was begun.
-        left_out = begun.left_out | self._rejects.known(self._offer.plan, unit)
+        journaled = self._rejects.known(self._offer.plan, unit)
+        left_out = begun.left_out | journaled
         known = {key: latent for key, latent in begun.known.items() if key not in left_out}
         # Samples left out are still given, without their pictures: captions are encoded together.
         samples = [_raw(row, plan, left_out) for row in begun.rows]
         pictures = self._pictures(begun, [sample.key for sample in samples if sample.key not in known], left_out)
         with _alive():
             encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known)
-        self._journal(unit, {key: reason for key, reason in rejected if key not in left_out})
+        reasons = {key: left_out.get(key, reason) for key, reason in rejected if key not in journaled}
+        self._journal(unit, reasons)
         self._cache.put({begun.keys[s.key]: s.latent for s in encoded if s.key not in known})
         self._stages.add("cached_samples", len(known))
         missing = len(samples) - len(encoded)

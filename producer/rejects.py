@@ -18,6 +18,9 @@ from typing import Any
 
 from producer.api.unit import UnitId
 
+# Begins the reason of a sample that ended the process which tried it.
+KILLED = "killed its worker"
+
 
 class RejectsError(ValueError):
     """The journal cannot be read or written."""
@@ -51,6 +54,7 @@ class Rejects:
         self._lock = threading.Lock()
         self._read = 0  # bytes
         self._known: dict[tuple[str, UnitId], dict[str, str]] = {}
+        self._killers: dict[str, dict[str, str]] = {}  # by plan: samples that no unit should try again
         self._tried: dict[tuple[str, UnitId], dict[str, tuple[str, str] | None]] = {}  # by attempt: what was last
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,11 @@ class Rejects:
         with self._lock:
             self._catch_up()
             return dict(self._known.get((plan, unit), {}))
+
+    def killers(self, plan: str) -> dict[str, str]:
+        """Sample keys that ended their workers in any unit of `plan`, each with its reason, as of the last `known`."""
+        with self._lock:
+            return dict(self._killers.get(plan, {}))
 
     def add(self, plan: str, unit: UnitId, samples: Sequence[tuple[str, str]]) -> None:
         """Append (key, reason) of each sample; on return they survive a power cut."""
@@ -118,6 +127,9 @@ class Rejects:
                     last = said["trying"]
                     self._tried.setdefault(at, {})[str(said["attempt"])] = last and (str(last[0]), str(last[1]))
                     continue
-                self._known.setdefault(at, {})[str(said["key"])] = str(said["reason"])
+                key, reason = str(said["key"]), str(said["reason"])
+                self._known.setdefault(at, {})[key] = reason
+                if reason.startswith(f"{KILLED}: by"):
+                    self._killers.setdefault(at[0], {})[key] = reason
             except (ValueError, KeyError, TypeError):
                 self.torn += 1
