@@ -130,7 +130,7 @@ class Parquet:
                     yield RawSample(key, shard, member, -1, 0, captions.texts, "no image in its row", captions.faults)
                     continue
                 size = len(image)
-                offset = finder.find(memoryview(image)) if finder else -1
+                offset = finder.find(memoryview(image).cast("B")) if finder else -1
                 fault = ""
                 if offset < 0 and group.end - group.start > _MAX_GROUP:
                     fault = (
