@@ -32,9 +32,9 @@ from producer.api.protocol import (
 )
 from producer.api.unit import UnitId
 from producer.demand import Demand, Trainer
-from producer.journal import Journal, texts
+from producer.journal import Journal, first_line, texts
 from producer.ledger import Ledger, Worker
-from producer.switches import Switches, first_line, heard
+from producer.switches import Switches, heard
 
 _RATE_S = 30.0  # images/s are counted over this long
 _RETRY_S = (1.0, 60.0)  # the pause after a failed try at a unit: the first one, and the longest
@@ -73,7 +73,7 @@ class Coordinator:
         self.switches = Switches(journal or Journal(None, first_line(offer)), now)
         self.demand = Demand(offer)
         self.ledger = Ledger(self.demand.reopen)
-        self.counts = dict.fromkeys(("registered", "samples", "rejected", "refused", "lost", "failed"), 0)
+        self.counts = dict.fromkeys(("registered", "samples", "rejected", "refused", "lost", "failed", "late"), 0)
         self._troubles: dict[UnitId, _Trouble] = {}
         self._recent: deque[tuple[float, int]] = deque()  # when, samples registered
         self._start = self._swept = now
@@ -91,9 +91,11 @@ class Coordinator:
         self._relearn(valid, worker, now)
         forget = [unit for unit in said.holding if unit not in worker.holds]
         forget += [unit for unit in said.encoding if unit not in valid.encoding or self._in_vain(unit, said.worker)]
-        units = self._choose(said, until, now) if said.room > 0 else []
+        units = self._choose(said, until, now) if said.room > 0 and not said.leaving else []
         for unit in units:
             self.ledger.lease(unit, said.worker, now)
+        if said.leaving and not said.holding and not said.encoding:
+            self.ledger.part(said.worker)
         narrow = tuple(unit for unit in units if self.ledger.deaths.get(unit, 0) >= _DEATHS)
         return Granted(tuple(units), tuple(forget), self.limits.heartbeat_s, narrow, texts(unknown))
 
@@ -233,7 +235,7 @@ class Coordinator:
     def status(self, now: float) -> dict[str, object]:
         """Counters for people."""
         self._sweep(now)
-        held = self.ledger.held
+        held, behind = self.ledger.held, self.demand.behind(self.ledger.order)
         samples = sum(count for _, count in self._recent)
         return {
             "plan": self.switches.journal.last.id,
@@ -241,9 +243,10 @@ class Coordinator:
             "from_step": self.switches.journal.last.from_step,
             "encoder": self.offer.encoder,
             "units_a_step": self.offer.units,
-            "units_ahead": sum(u.stream == "train" and self.demand.distance(u) is not None for u in held),
-            "units_behind": sum(u.stream == "train" and self.demand.distance(u) is None for u in held),
-            "units_kept": sum(u.stream != "train" for u in held),
+            "units_ahead": len(self.ledger.order) - behind,
+            "units_behind": behind,
+            "units_kept": len(held) - len(self.ledger.order),
+            "steps_ahead": self.demand.steps_ahead(self.ledger.order),
             "units_to_keep": len(self.demand.kept),
             "leases": len(self.ledger.leased),
             "waiting": len(self.demand.asked),
@@ -276,11 +279,14 @@ class Coordinator:
             if unit in chosen:
                 continue  # two trainers are at the same place of the plan
             distance = self.demand.distance(unit) or 0
-            if unit not in self.demand.asked and unit.stream == "train":
-                if self._starting(now):
-                    break
-                if distance >= 2 * self.offer.units and (said.full or not self._fits(distance, len(chosen))):
-                    break
+            waited = unit in self.demand.asked or unit.stream != "train"
+            if self._starting(now) and not waited:
+                break
+            must = waited or distance < 2 * self.offer.units
+            if not must and not self._fits(distance, len(chosen)):
+                break
+            if said.full and not self._trade(said.worker, distance) and not must:
+                break
             chosen.append(unit)
             if len(chosen) >= said.room:
                 break
@@ -298,6 +304,16 @@ class Coordinator:
             if least is None or (needed is not None and needed <= distance):
                 return False
             ledger.drop(least)
+        return True
+
+    def _trade(self, worker: str, distance: int) -> bool:
+        """Whether a full worker could let go of a unit for one that is needed in `distance`, as in `_fits`."""
+        held = sorted(unit for unit in self.ledger.workers[worker].holds if unit.stream == "train")
+        least = self.demand.least(held)
+        needed = self.demand.distance(least) if least else 0
+        if least is None or (needed is not None and needed <= distance):
+            return False
+        self.ledger.drop(least)
         return True
 
     def _starting(self, now: float) -> bool:
@@ -383,6 +399,7 @@ class Coordinator:
             ledger.silence(name)
         for name, worker in ledger.workers.items():
             for unit in [unit for unit, since in worker.encodes.items() if now - since > self.limits.late_s]:
+                self.counts["late"] += ledger.leased.get(unit) == name
                 ledger.unlease(unit, name)
         if gone := self.demand.sweep(now, self.limits.trainer_s):
             for trainer in gone:

@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError
 from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Welcome
-from producer.api.unit import UnitId
+from producer.api.unit import UnitId, header_of
+from producer.follow import Follower
+from producer.journal import Line
 from producer.unit_server import Doors, Ring
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 _CALL_S = 5.0  # the deadline of a call to the coordinator
 _AWAY_S = 0.5  # the pause before the next try while the coordinator is away
 _AWAY = (UnreachableError, RegistryError, RefusedError, ProtocolError)
+_LEAVE_S = 0.1  # between looks at what a leaving worker still holds
 _QUEUE = 2  # units leased at once: the one being made and the next
 _NUMBERS_S = 2.0  # between two times that the counters are sent
 
@@ -56,6 +59,9 @@ class Maker(Protocol):
 
     def expect(self, units: Sequence[UnitId]) -> None:
         """These are wanted next, in this order: what takes no device may begin. Others are not, and let go."""
+
+    def adopt(self, line: Line) -> None:
+        """Make units of `line.from_step` and later by another recipe from now on; may take long, beside other calls."""
 
     def numbers(self) -> dict[str, float]:
         """Counters, of any thread's asking: seconds and samples by stage, samples left out by kind."""
@@ -90,13 +96,16 @@ class Worker:
         )
         self.address = self._doors.address
         self._incarnation = time.time_ns() + next(_starts)
+        self._follower = Follower(setup.name, maker.offer, lambda line: maker.adopt(line))
         self._queue: deque[UnitId] = deque()
         self._narrow: set[UnitId] = set()  # of the queue
         self._making: UnitId | None = None
+        self._void = False  # `_making` is of a recipe that is not in force any longer
         self._since = time.monotonic()  # when `_making` was begun, or the last was done
         self._counts = {"units": 0.0, "samples": 0.0, "failed": 0.0, "making_seconds": 0.0, "idle_seconds": 0.0}
         self._told = -math.inf  # when the counters were last sent
         self._alone = False  # `_making` is made sample by sample, with nothing begun beside it
+        self._leaving = self._gone = False
         self._changed = False  # a unit was finished since the coordinator last heard
         self._state = threading.Condition()  # guards the queue; told of work, room and the end
         self._talk = threading.Lock()  # one message at a time, each saying how things are when it is sent
@@ -118,14 +127,31 @@ class Worker:
         self._doors.shut(timeout_s)
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        self._follower.stop()
         self._maker.close()
+
+    def leave(self, grace_s: float) -> None:
+        """Begin no more units, serve those held until all are trained or for `grace_s`, hand back the rest, and end."""
+        with self._state:
+            self._leaving = self._changed = True
+            self._queue.clear()
+            self._state.notify_all()
+        end = time.monotonic() + grace_s
+        while time.monotonic() < end and (self._making or any(u.stream == "train" for u in self._ring.list()[0])):
+            time.sleep(_LEAVE_S)
+        self._gone = True
+        try:
+            self._heartbeat()
+        except _AWAY as error:
+            log.info("%s: leaves without a word: %s", self._setup.name, error)
+        self.stop()
 
     def numbers(self) -> dict[str, float]:
         """Counters since the start: units and samples made, seconds spent on that and without work, and the maker's."""
         with self._state:
             counts = dict(self._counts)
             counts["making_seconds" if self._making else "idle_seconds"] += time.monotonic() - self._since
-        return counts | self._maker.numbers()
+        return counts | self._ring.numbers() | self._maker.numbers()
 
     # Talking to the coordinator.
 
@@ -160,29 +186,35 @@ class Worker:
         with self._talk:
             with self._state:
                 self._changed = False
-                encoding = (*((self._making,) if self._making else ()), *self._queue)
-            holding, size = self._ring.list()
+                encoding = (*((self._making,) if self._making and not self._void else ()), *self._queue)
+            holding, size = self._ring.list() if not self._gone else ((), 0)
+            # Units that may still be begun: what is being made will be held too.
+            fit = (self._setup.memory_bytes - size) * max(1, len(holding)) // max(1, size) - len(encoding)
             offer = self._maker.offer
             lease = Lease(
                 worker=self._setup.name,
                 address=self.address,
-                plan=offer.plan,
+                plan=self._follower.plan,
+                until=self._follower.until,
                 encoder=offer.encoder,
-                room=_QUEUE - len(encoding),
-                full=size >= self._setup.memory_bytes,
+                room=min(_QUEUE - len(encoding), max(1, fit)),
+                full=fit <= 0,
                 holding=holding,
                 encoding=encoding,
                 bytes=size,
                 incarnation=self._incarnation,
                 numbers=numbers,
+                leaving=self._leaving,
             )
             granted = self._connect().ask("lease", lease, Granted, _CALL_S)
             self._told = now if numbers else self._told
-            for unit in granted.forget:
+            changed = self._follower.tell(granted.entries)
+            for unit in (*granted.forget, *filter(changed, holding)):
                 self._ring.forget(unit)
             with self._state:
+                self._void = self._void or bool(self._making and changed(self._making))
                 keep = [unit for unit in self._queue if unit not in granted.forget]
-                self._queue = deque((*keep, *granted.units))
+                self._queue = deque(() if self._leaving else (*keep, *granted.units))
                 self._narrow = {*self._narrow, *granted.narrow} & set(self._queue)
                 self._expect()
                 self._state.notify_all()
@@ -228,7 +260,7 @@ class Worker:
             said = Register(
                 worker=self._setup.name,
                 address=self.address,
-                plan=self._maker.offer.plan,
+                plan=header_of(batch).plan,
                 unit=unit,
                 bytes=batch.nbytes,
                 samples=batch.num_rows,
@@ -258,8 +290,11 @@ class Worker:
                 self._counts["failed" if batch is None else "units"] += 1
                 self._counts["samples"] += 0 if batch is None else batch.num_rows
                 self._making, self._alone, self._since, self._changed = None, False, now, True
+                self._void = False
                 self._expect()
                 self._state.notify_all()
+            if isinstance(message, Register) and message.plan != self._follower.plan_of(unit):
+                return Answer(False, "another recipe makes it by now")
             if batch is not None:
                 self._ring.put(unit, batch)
             try:
