@@ -93,6 +93,21 @@ class Demand:
         """The last step that no trainer will go back to."""
         return min((trainer.acked for trainer in self._readers()), default=math.inf)
 
+    def behind(self, held: Sequence[UnitId]) -> int:
+        """How many of the training units `held`, which are sorted, all trainers have passed."""
+        first = min((trainer.step for trainer in self._readers()), default=None)
+        return len(held) if first is None else bisect_left(held, UnitId("train", first, 0))
+
+    def steps_ahead(self, held: Sequence[UnitId]) -> int:
+        """Whole steps that are there for the trainer for which the fewest are."""
+        return min((self._whole(trainer.step, held) for trainer in self._readers()), default=0)
+
+    def _whole(self, step: int, held: Sequence[UnitId]) -> int:
+        units, begin, steps = self.offer.units, bisect_left(held, UnitId("train", step, 0)), 0
+        while begin + units <= len(held) and held[begin + units - 1] == UnitId("train", step + steps, units - 1):
+            begin, steps = begin + units, steps + 1
+        return steps
+
     def least(self, held: Sequence[UnitId]) -> UnitId | None:
         """Of the training units `held`, which are sorted, one trained before; if there is none, the one needed last."""
         steps = sorted({trainer.step for trainer in self._readers()})

@@ -83,6 +83,11 @@ class Ledger:
             self.unlease(unit, name)
         del self.workers[name]
 
+    def part(self, name: str) -> None:
+        """A worker that has nothing leaves."""
+        assert not self.workers[name].holds and not self.workers[name].encodes, name
+        del self.workers[name]
+
     def hold(self, unit: UnitId, worker: str, size: int) -> None:
         """`worker` holds `unit`, which nobody else does."""
         assert unit not in self.held, unit

@@ -26,6 +26,7 @@ class Ring:
         self._lock = threading.Lock()
         self._units: dict[UnitId, pa.RecordBatch] = {}
         self._bytes = 0
+        self._served = {"served_units": 0.0, "served_bytes": 0.0}
 
     def put(self, unit: UnitId, batch: pa.RecordBatch) -> None:
         with self._lock:
@@ -41,6 +42,20 @@ class Ring:
         with self._lock:
             batch = self._units.pop(unit, None)
             self._bytes -= batch.nbytes if batch is not None else 0
+
+    def serve(self, unit: UnitId) -> pa.RecordBatch | None:
+        """As `get`, for one who is sent it; counted."""
+        batch = self.get(unit)
+        if batch is not None:
+            with self._lock:
+                self._served["served_units"] += 1
+                self._served["served_bytes"] += batch.nbytes
+        return batch
+
+    def numbers(self) -> dict[str, float]:
+        """What is held now, and what was sent since the start."""
+        with self._lock:
+            return {"ring_units": float(len(self._units)), "ring_bytes": float(self._bytes), **self._served}
 
     def list(self) -> tuple[tuple[UnitId, ...], int]:
         """The units and their bytes in all."""
@@ -62,7 +77,7 @@ class UnitServer(GuardedServer):
             unit = UnitId(str(stream), int(step), int(number))
         except (ValueError, TypeError, OverflowError, RecursionError):
             raise RefusedError("the ticket is no unit: write it as [stream, step, unit]") from None
-        batch = self._ring.get(unit)
+        batch = self._ring.serve(unit)
         if batch is None:
             raise RefusedError(f"{unit} is not held here"[:200])
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(batch.schema, [batch]))

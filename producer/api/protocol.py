@@ -43,7 +43,8 @@ class Lease:
     `full` says that its memory is used up: only units someone waits for are worth more. `incarnation` grows with every
     start of the worker; an older one is refused. `numbers` are its counters (Worker.numbers), or none where they were
     said a moment ago. `plan` is the newest of the journal that it has heard of: all it has is by the journal up to
-    there. It cannot make units of step `until` and later yet, unless that is -1.
+    there. It cannot make units of step `until` and later yet, unless that is -1. One that says `leaving` takes no more;
+    once it has nothing it is forgotten.
     """
 
     worker: str
@@ -58,6 +59,7 @@ class Lease:
     incarnation: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
     until: int = -1
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
