@@ -59,19 +59,26 @@ class Tls:
 
 def rehearse(tls: Tls) -> None:
     """Shake hands with ourselves, in memory: TlsError says now what every caller would meet later."""
-    client_in, server_in = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = _context(tls, server=False)
     client.check_hostname = bool(tls.name)
+    said = _shake(client, _context(tls, server=True), tls.name)
+    if said:
+        raise TlsError(f"tls.cert: {tls.cert}: a caller who knows {tls.ca} refuses it: {said}")
+
+
+def _shake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str:
+    """What is wrong between the two, or nothing."""
+    client_in, server_in = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
-        client.wrap_bio(client_in, server_in, server_hostname=tls.name or None),
-        _context(tls, server=True).wrap_bio(server_in, client_in, server_side=True),
+        client.wrap_bio(client_in, server_in, server_hostname=name or None),
+        server.wrap_bio(server_in, client_in, server_side=True),
     ]
     try:
         while ends:
             ends = [end for end in ends if not _shaken(end)]
     except ssl.SSLError as error:
-        said = next(_words(error), str(error))
-        raise TlsError(f"tls.cert: {tls.cert}: a caller who knows {tls.ca} refuses it: {said}") from None
+        return next(_words(error), str(error)).replace("{name}", name).replace("its certificate", "it")
+    return ""
 
 
 def why(address: str, tls: Tls | None, timeout_s: float) -> str:
@@ -79,6 +86,26 @@ def why(address: str, tls: Tls | None, timeout_s: float) -> str:
 
     gRPC tells a client whose certificate is refused, or who speaks no TLS, only that the connection was closed.
     """
+    said = _tried(address, tls, timeout_s)
+    # Closed without a word may also be a server that ends just now: only if it happens again.
+    return said if said != _CLOSED else _tried(address, tls, timeout_s).replace(_CLOSED, _doubt(tls))
+
+
+# Where gRPC refuses a client's certificate, it says nothing.
+_CLOSED = "it closes the connection after the handshake"
+
+
+def _doubt(tls: Tls | None) -> str:
+    """What is likely to be wrong with our certificate, by our own authority."""
+    if tls is None or tls.cert is None:
+        return "it asks for a certificate of ours: set tls.cert and tls.key"
+    client, server = _context(tls, server=False), _context(tls, server=True)
+    client.check_hostname, client.verify_mode, server.verify_mode = False, ssl.CERT_NONE, ssl.CERT_REQUIRED
+    said = _shake(client, server, "")
+    return f"it does not take our certificate, tls.cert: {said or 'its tls.ca must be the authority that signed it'}"
+
+
+def _tried(address: str, tls: Tls | None, timeout_s: float) -> str:
     host, _, port = address.rpartition(":")
     context = _anyone() if tls is None else _context(tls, server=False)
     name = (tls and tls.name) or host.strip("[]")
@@ -88,9 +115,8 @@ def why(address: str, tls: Tls | None, timeout_s: float) -> str:
             with context.wrap_socket(wire, server_hostname=name) as secure:
                 if tls is None:
                     return "it speaks TLS, and we do not: set pull.tls as the fleet's fleet.tls is"
-                # Only now a server of TLS 1.3 says what it thinks of our certificate.
-                secure.recv(1)
-                return ""
+                # Only now a server of TLS 1.3 looks at our certificate. One of gRPC has something to say at once.
+                return "" if secure.recv(1) else _CLOSED
     except ssl.SSLError as error:
         # Without TLS of our own, that there is none on the other side is no hindrance.
         said = "" if tls is None and error.reason == "WRONG_VERSION_NUMBER" else next(_words(error), "")
@@ -99,27 +125,23 @@ def why(address: str, tls: Tls | None, timeout_s: float) -> str:
         return ""
 
 
+_SIGNED = "its certificate is not signed by the authority in tls.ca"
+_NAMED = "its certificate is not made out to {name}; set tls.name to a name it has, or make one with this name"
 # By OpenSSL's number of a failed check (x509_vfy.h).
 _CHECKS = {
     9: "its certificate is not valid yet; compare the clocks",
     10: "its certificate has expired; make a new one",
-    18: "its certificate is not signed by the authority in tls.ca",
-    19: "its certificate is not signed by the authority in tls.ca",
-    20: "its certificate is not signed by the authority in tls.ca",
-    21: "its certificate is not signed by the authority in tls.ca",
-    62: "its certificate is not made out to {name}; set tls.name to a name it has, or make one with this name",
-    64: "its certificate is not made out to {name}; set tls.name to a name it has, or make one with this name",
+    **dict.fromkeys((18, 19, 20, 21), _SIGNED),
+    26: "its certificate is made for another purpose; make one without restrictions",
+    **dict.fromkeys((62, 64), _NAMED),
 }
 # By parts of OpenSSL's names of the other side's complaints; other failures may be the network's.
 _COMPLAINTS = {
     "WRONG_VERSION_NUMBER": "it speaks no TLS, and we do: set fleet.tls, or leave out pull.tls",
     "CERTIFICATE_REQUIRED": "it asks for a certificate of ours: set tls.cert and tls.key",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it asks for a certificate of ours: set tls.cert and tls.key",
-    "ALERT_UNKNOWN_CA": "our certificate, tls.cert, is not signed by the authority it knows",
-    "ALERT_CERTIFICATE_EXPIRED": "our certificate, tls.cert, has expired; make a new one",
-    "ALERT_CERTIFICATE_UNKNOWN": "it does not take our certificate, tls.cert",
+    "ALERT_UNKNOWN_CA": "it does not take our certificate, tls.cert: its tls.ca must be the authority that signed it",
+    "ALERT_CERTIFICATE_EXPIRED": "it does not take our certificate, tls.cert: it has expired; make a new one",
     "ALERT_BAD_CERTIFICATE": "it does not take our certificate, tls.cert",
-    "ALERT_HANDSHAKE_FAILURE": "it does not agree with us on TLS; is it another version?",
 }
 
 
