@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from producer.api.channel import Access, RefusedError, gate, shut
@@ -11,11 +12,13 @@ from producer.api.protocol import (
     Ack,
     Answer,
     Failed,
+    Goodbye,
     Hello,
     Lease,
     Locate,
     Located,
     Lost,
+    Propose,
     Register,
     Welcome,
     decode,
@@ -24,6 +27,7 @@ from producer.api.protocol import (
 from producer.api.unit import UnitId
 from producer.coordinator import Coordinator, Limits
 from producer.guard import GuardedServer, Traffic
+from producer.journal import Journal, first_line
 
 # The longest a trainer's question is held; it asks again.
 WAIT_S = 20.0
@@ -42,8 +46,11 @@ class CoordinatorServer(GuardedServer):
         port: int,
         access: Access | str,
         traffic: Traffic = TRAFFIC,
+        journal: Path | None = None,
     ) -> None:
-        self._rules = Coordinator(offer, limits, time.monotonic())
+        """`journal` keeps the recipes; JournalError if it is another fleet's. Without it they end with this object."""
+        self._journal = Journal(journal, first_line(offer))
+        self._rules = Coordinator(offer, limits, time.monotonic(), self._journal)
         self._lock = threading.Lock()
         self._waiting: dict[UnitId, list[threading.Condition]] = {}
         self._stopped = False
@@ -55,6 +62,9 @@ class CoordinatorServer(GuardedServer):
             "locate": self._locate,
             "ack": lambda raw: self._locked(self._rules.ack, decode(Ack, raw)),
             "lost": lambda raw: self._locked(self._rules.lost, decode(Lost, raw)),
+            "goodbye": lambda raw: self._locked(self._rules.goodbye, decode(Goodbye, raw)),
+            "propose": lambda raw: self._locked(self._rules.propose, decode(Propose, raw)),
+            "recipes": lambda raw: self._locked(lambda _, now: self._rules.recipes(now), None),
         }
         super().__init__(gate(host, port, access), traffic)
         self.address = f"{host}:{self.port}"
@@ -78,6 +88,7 @@ class CoordinatorServer(GuardedServer):
             self._stopped = True
             for unit in list(self._waiting):
                 self._wake(unit)
+            self._journal.close()
         shut(self, 1.0)
 
     def _locked(self, rule: Callable[[Any, float], object], message: object) -> object:

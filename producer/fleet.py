@@ -5,18 +5,19 @@ import logging
 import os
 import secrets
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from producer.api.channel import Access, Channel, gate, write_registry
 from producer.api.local import sweep
 from producer.api.protocol import Welcome
 from producer.cluster import cluster
+from producer.crew import Crew
 from producer.fleet_config import FleetConfig
 from producer.host import CoordinatorHost, WorkerHost, reachable
 
@@ -45,6 +46,7 @@ class Fleet:
                 "registry": config.registry.absolute(),
                 "token": config.token_file.absolute(),
                 "logs": config.log_folder.absolute(),
+                "journal": config.journal_file.absolute(),
                 "tls": config.tls and config.tls.absolute(),
             }
         )
@@ -53,8 +55,9 @@ class Fleet:
         self._stack = ExitStack()
         self._access = Access("")
         self._coordinator: Any = None  # Ray actors
-        self._hosts: dict[str, Any] = {}  # by the worker's name
-        self._heard: dict[str, float] = {}  # worker's name -> when it was last known to be there
+        self._crew = Crew(self._host, frozen_s=config.frozen_s, leave_s=config.leave_s)
+        self._offer: dict[str, Any] = {}
+        self._asked = 0  # workers that Ray's autoscaler was last told of
 
     def __enter__(self) -> "Fleet":
         try:
@@ -77,25 +80,41 @@ class Fleet:
 
     def watch(self, status: dict[str, Any]) -> list[str]:
         """Replace workers that have been silent for too long (Ray only notices those that end); their names."""
-        now, replaced = time.monotonic(), []
-        self._heard |= dict.fromkeys(status["workers"].keys() & self._hosts.keys(), now)
-        for name, host in self._hosts.items():
-            if now - self._heard[name] > self.config.frozen_s:
-                log.warning("%s silent for %.0f s: replaced", name, now - self._heard[name])
-                ray.kill(host, no_restart=False)
-                self._heard[name] = now
-                replaced.append(name)
-        return replaced
+        return self._crew.watch(status["workers"])
+
+    @property
+    def workers(self) -> int:
+        """Those that are there or starting, without those that leave."""
+        return len(self._crew.hosts)
+
+    def resize(self, wanted: int) -> list[str]:
+        """Come nearer to `wanted` workers without waiting for any; what happened, for people."""
+        self._tell_autoscaler(wanted)
+        return self._crew.resize(wanted, self._offer)
+
+    def _tell_autoscaler(self, wanted: int) -> None:
+        """On a cluster, ask for machines for `wanted` workers; where nothing scales it the request has no effect."""
+        if wanted == self._asked or self.config.address == "local":
+            return
+        self._asked = wanted
+        one = {"CPU": self.config.cpus_per_worker}
+        if self.config.gpus_per_worker:
+            one["GPU"] = self.config.gpus_per_worker
+        try:
+            request_resources(bundles=[one] * wanted)
+        except Exception as error:
+            # Ray raises errors of many kinds here; the workers there are go on without more machines.
+            log.warning("Ray's autoscaler could not be told that %d workers are wanted: %s", wanted, error)
 
     def stop(self) -> None:
         """End workers, coordinator and a Ray of our own; remove the registry file."""
         self.config.registry.unlink(missing_ok=True)
-        if self._hosts and ray.is_initialized():
-            ending = [host.stop.remote() for host in self._hosts.values()]
-            ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
-        for host in filter(None, (*self._hosts.values(), self._coordinator)):
-            ray.kill(host)
-        self._hosts, self._coordinator = {}, None
+        if self._asked and ray.is_initialized():
+            self._tell_autoscaler(0)
+        self._crew.stop(_STOP_S)
+        if self._coordinator is not None:
+            ray.kill(self._coordinator)
+        self._coordinator = None
         self._stack.close()
         sweep()
 
@@ -110,11 +129,9 @@ class Fleet:
         self._check_cpus(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
         port = config.port or _free_port(config.host)
         self.address = f"{reachable(config.host)}:{port}"
-        for index in range(config.workers):
-            self._hosts[f"worker-{index}"] = self._host(index)
-        self._heard = dict.fromkeys(self._hosts, time.monotonic())
-        offer = self._agreed()
-        self.plan = offer.plan
+        self._tell_autoscaler(config.workers)
+        offer = self._agreed(self._crew.start(config.workers))
+        self.plan, self._offer = offer.plan, vars(offer)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         coordinator = ray.remote(CoordinatorHost).options(
             num_cpus=_COORDINATOR_CPUS, max_restarts=-1, scheduling_strategy=here
@@ -124,7 +141,7 @@ class Fleet:
         self._answer([self._coordinator.ready.remote()], "the coordinator")
         write_registry(config.registry, self.address)
 
-    def _host(self, index: int) -> Any:
+    def _host(self, name: str) -> Any:
         options = {
             "num_cpus": self.config.cpus_per_worker,
             "num_gpus": self.config.gpus_per_worker,
@@ -134,12 +151,12 @@ class Fleet:
         # Plain strings, so that Ray's own serialisation carries nothing of ours.
         job, token = self.job.model_dump_json(), self._access.token
         said = (self.config.model_dump_json(), self.job.kind, job, self.address, token)
-        return ray.remote(WorkerHost).options(**options).remote(f"worker-{index}", *said)
+        return ray.remote(WorkerHost).options(**options).remote(name, *said)
 
-    def _agreed(self) -> Welcome:
+    def _agreed(self, answers: list[Any]) -> Welcome:
         """What all workers say the plan is; FleetError if they differ or one cannot start."""
-        said = self._answer([host.ready.remote() for host in self._hosts.values()], "the workers")
-        offers = {name: Welcome(**answer) for name, answer in zip(self._hosts, said, strict=True)}
+        said = self._answer(answers, "the workers")
+        offers = {name: Welcome(**answer) for name, answer in zip(self._crew.hosts, said, strict=True)}
         if len(set(offers.values())) > 1:
             raise FleetError(f"workers disagree, so they are not the same release, files or machines: {offers}")
         return next(iter(offers.values()))

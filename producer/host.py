@@ -40,7 +40,9 @@ class CoordinatorHost:
         access = Access(token, said.tls, said.plaintext)
         while True:
             try:
-                self._server = CoordinatorServer(plan, limits, host=said.host, port=port, access=access)
+                self._server = CoordinatorServer(
+                    plan, limits, host=said.host, port=port, access=access, journal=said.journal_file
+                )
                 return
             except OSError:
                 # The one before may not be quite gone.
@@ -82,6 +84,11 @@ class WorkerHost:
     def ready(self) -> dict[str, Any]:
         """What the plan is, or the error that keeps this worker from making its units."""
         return self._said
+
+    def leave(self, grace_s: float) -> None:
+        """Serve what is held until it is trained or for `grace_s`, then end."""
+        if self._worker is not None:
+            self._worker.leave(grace_s)
 
     def stop(self) -> None:
         """End in good order."""

@@ -22,6 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from producer.api.protocol import Welcome
+
 # Characters of a line; a recipe takes a few thousand at most.
 LINE_LIMIT = 256 << 10
 
@@ -45,6 +47,11 @@ class Line:
     before: str
     units: int
     body: dict[str, Any]
+
+
+def first_line(offer: Welcome) -> Line:
+    """The first line of a fleet's journal: what its workers were started with."""
+    return Line(0, 0, offer.plan, "", offer.units, json.loads(offer.terms or "{}"))
 
 
 def successor(last: Line, from_step: int, units: int, body: dict[str, Any]) -> Line:

@@ -102,16 +102,22 @@ class Plan:
         self.parts = [Part(self.id, recipe, self.selection, entry, table["key"], {})]
         self.validation = _validation(self.selection, unit_sizes(self.selection, recipe, cost), cost, self.id)
 
-    def extend(self, id: str, first_step: int, terms: Terms, table: pa.Table) -> Part:
-        """Another part from `first_step` on, called `id`, over the rows of `table`; steps before it stay as they are.
+    def extend(self, id: str, first_step: int, terms: Terms, index: str, table: pa.Table) -> Part:
+        """Another part from `first_step` on, called `id`, over the generation `index`; steps before it do not change.
 
         Linear in both tables. RecipeError if the recipe does not fit, PlanError if it cannot follow what was before or
-        the plan up to there is not the one that `terms` were made for.
+        the plan or the generation is not the one that `terms` were made for.
         """
         last = self.parts[-1]
         if first_step < last.entry.first_step:
             raise PlanError(f"step {first_step}: the newest part of the plan begins later, at {last.entry.first_step}")
         self.check_switch(terms.recipe)
+        if terms.index_id != index:
+            raise PlanError(
+                f"{terms.index / terms.generation}: is index {index[:16]}, and the journal's entry {len(self.parts)} "
+                f"was made for {terms.index_id[:16]}: the dataset was swapped. Restore the generation, or apply the "
+                "recipe to the one that is there"
+            )
         if terms.cursors != self.cursors(first_step):
             raise PlanError(
                 f"entry {len(self.parts)} of the journal was made for another plan than this one is at step "

@@ -5,6 +5,7 @@ one. Threads decide when a picture is there, never what is made of it.
 """
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,8 @@ from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
 from producer.encode import Encoder, EncoderConfig, Raw, picture
 from producer.index import Index
-from producer.plan import Plan, UnitPlan
+from producer.journal import Line
+from producer.plan import Plan, Terms, UnitPlan
 from producer.recipe import RecipeConfig
 from producer.rejects import KILLED, Attempt, Rejects
 from producer.source.reader import SourceConfig, open_source
@@ -51,6 +53,7 @@ class EncodeJob(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     kind: Literal["encode"] = "encode"
     index: Path
+    generation: str = "latest"  # of the index, that the plan begins with
     rejects: Path  # the journal of samples left out
     seed: int  # of the plan
     cost: tuple[int, int]  # producer.cost.CostModel
@@ -81,8 +84,9 @@ class UnitMaker:
 
     def __init__(self, job: EncodeJob) -> None:
         """Open everything; each part raises its own error. Loading the encoders takes a while."""
-        index = Index.open(job.index)
-        self._table = index.table.select(_COLUMNS)
+        index = Index.open(job.index, job.generation)
+        # By plan: the rows that its row numbers are of. Another recipe may be over another generation.
+        self._tables: dict[str, pa.Table] = {}
         self._plan = Plan(index.id, index.table, job.recipe, seed=job.seed, cost=CostModel(*job.cost))
         self._source = open_source(job.source)
         self._rejects = Rejects(job.rejects)
@@ -91,7 +95,15 @@ class UnitMaker:
         self._encoder = Encoder(job.encoder, self._stages)
         self._encoder.probe({bucket for size in job.recipe.resolutions for bucket in job.recipe.buckets(size)})
         self._stages.clear()
-        self._offer = Welcome(self._plan.id, self._plan.units, len(self._plan.validation), self._encoder.fingerprint)
+        self._tables[self._plan.id] = index.table.select(_COLUMNS)
+        terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
+        self._offer = Welcome(
+            self._plan.id,
+            self._plan.units,
+            len(self._plan.validation),
+            self._encoder.fingerprint,
+            terms=json.dumps(terms.body()),
+        )
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads
         self._pool = self._new_pool()
@@ -108,7 +120,7 @@ class UnitMaker:
         SourceError if the source cannot be read now: that is no fault of the samples.
         """
         if unit.stream == "empty":
-            return pack(self._header(unit, 0), [self._encoder.empty()]), 0
+            return pack(self._header(self._offer.plan, unit, 0), [self._encoder.empty()]), 0
         with self._lock:
             begun = self._ahead.pop(unit, None) or self._pool.submit(self._begin, unit)
         with self._stages("wait", 0):
@@ -130,7 +142,7 @@ class UnitMaker:
             ending, self._pool = self._pool, self._new_pool()
         ending.shutdown(wait=True, cancel_futures=True)
         begun = self._look(unit)
-        with self._rejects.attempt(self._offer.plan, unit) as attempt:
+        with self._rejects.attempt(begun.plan.plan, unit) as attempt:
             for row in begun.rows:
                 self._try(begun, row, attempt)
             if attempt.deaths("", "unit") >= _DEATHS:
@@ -149,6 +161,16 @@ class UnitMaker:
                 if unit.stream != "empty" and unit not in self._ahead:
                     self._ahead[unit] = self._pool.submit(self._begin, unit)
 
+    def adopt(self, line: Line) -> None:
+        """Compile another entry of the recipe journal; PlanError, RecipeError, IndexFormatError: it does not fit."""
+        terms = Terms.of(line.body)
+        index = Index.open(terms.index, terms.generation)
+        self._tables[line.id] = index.table.select(_COLUMNS)
+        self._plan.extend(line.id, line.from_step, terms, index.id, index.table)
+        with self._lock:
+            for unit in [unit for unit in self._ahead if unit.stream == "train" and unit.step >= line.from_step]:
+                self._ahead.pop(unit).cancel()
+
     def numbers(self) -> dict[str, float]:
         """STAGE_seconds and STAGE_samples of read, decode, vae and text; wait_seconds of the device for pictures;
         cached_samples; left_out_KIND; and what the cache counts.
@@ -160,8 +182,8 @@ class UnitMaker:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._cache.flush()
 
-    def _header(self, unit: UnitId, rejected: int) -> Header:
-        return Header(self._offer.plan, unit, self._offer.encoder, rejected)
+    def _header(self, plan: str, unit: UnitId, rejected: int) -> Header:
+        return Header(plan, unit, self._offer.encoder, rejected)
 
     # Before the device.
 
@@ -172,13 +194,13 @@ class UnitMaker:
         """What `unit` consists of, and what is known of that already."""
         of_step = self._plan.validation if unit.stream == "validation" else self._plan.step(unit.step)
         plan = of_step[unit.unit]
-        rows = self._table.take(pa.array(plan.rows)).to_pylist()
-        left_out = self._rejects.known(self._offer.plan, unit)
+        rows = self._tables[plan.plan].take(pa.array(plan.rows)).to_pylist()
+        left_out = self._rejects.known(plan.plan, unit)
         encoder = self._encoder.latent_fingerprint
         keys = {row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, encoder) for row in rows}
         cached = self._cache.get(key for name, key in keys.items() if name not in left_out)
         known = {key.sample: latent for key, latent in cached.items()}
-        for key, reason in self._rejects.killers(self._offer.plan).items():
+        for key, reason in self._rejects.killers(plan.plan).items():
             # A picture that need not be decoded again is no danger.
             if key in keys and not (reason == _KILLED["picture"] and key in known):
                 left_out.setdefault(key, reason)
@@ -209,7 +231,7 @@ class UnitMaker:
     def _make(self, begun: _Begun) -> tuple[pa.RecordBatch, int]:
         plan, unit = begun.plan, begun.plan.unit
         # Others may have left out more since this was begun.
-        journaled = self._rejects.known(self._offer.plan, unit)
+        journaled = self._rejects.known(plan.plan, unit)
         left_out = begun.left_out | journaled
         known = {key: latent for key, latent in begun.known.items() if key not in left_out}
         # Samples left out are still given, without their pictures: captions are encoded together.
@@ -218,11 +240,11 @@ class UnitMaker:
         with _alive():
             encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known)
         reasons = {key: left_out.get(key, reason) for key, reason in rejected if key not in journaled}
-        self._journal(unit, reasons)
+        self._journal(plan, reasons)
         self._cache.put({begun.keys[s.key]: s.latent for s in encoded if s.key not in known})
         self._stages.add("cached_samples", len(known))
         missing = len(samples) - len(encoded)
-        return pack(self._header(unit, missing), encoded), missing
+        return pack(self._header(plan.plan, unit, missing), encoded), missing
 
     def _pictures(self, begun: _Begun, keys: list[str], left_out: dict[str, str]) -> Iterator[np.ndarray | str]:
         for key in keys:
@@ -233,8 +255,8 @@ class UnitMaker:
                 found = begun.pictures[key].result()
             yield found
 
-    def _journal(self, unit: UnitId, reasons: dict[str, str]) -> None:
-        self._rejects.add(self._offer.plan, unit, list(reasons.items()))
+    def _journal(self, plan: UnitPlan, reasons: dict[str, str]) -> None:
+        self._rejects.add(plan.plan, plan.unit, list(reasons.items()))
         for reason in reasons.values():
             self._stages.add(f"left_out_{reason.partition(':')[0].replace(' ', '_')}")
 
@@ -267,7 +289,7 @@ class UnitMaker:
 
     def _leave_out(self, begun: _Begun, keys: list[str], reason: str) -> None:
         fresh = {key: reason for key in keys if key not in begun.left_out}
-        self._journal(begun.plan.unit, fresh)
+        self._journal(begun.plan, fresh)
         begun.left_out |= fresh
 
 

@@ -5,13 +5,12 @@ coordinator that takes over knows it too; where the note was lost with the machi
 proposal is taken until they have had the time.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 from producer.api.channel import RefusedError
-from producer.api.protocol import Lease, Proposed, Welcome
+from producer.api.protocol import Lease, Proposed
 from producer.api.unit import UnitId
 from producer.journal import Journal, JournalError, Line, after, from_text
 
@@ -101,11 +100,6 @@ class Switches:
             log.error("entry %d not written: %s", line.number, error)
             raise RefusedError("the journal could not be written; see the coordinator's log. Nothing changed") from None
         return Proposed(True, "", least)
-
-
-def first_line(offer: Welcome) -> Line:
-    """The first line of a fleet's journal: what its workers were started with."""
-    return Line(0, 0, offer.plan, "", offer.units, json.loads(offer.terms or "{}"))
 
 
 def heard(said: Lease, unknown: Sequence[Line]) -> tuple[Lease, int | None]:

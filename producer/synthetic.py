@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from producer.api.bucket import parse
 from producer.api.protocol import Welcome
 from producer.api.unit import Encoded, Header, Latent, UnitId, pack
+from producer.journal import Line, first_line, in_force
 
 
 class SyntheticJob(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -34,6 +35,7 @@ class SyntheticMaker:
     def __init__(self, job: SyntheticJob) -> None:
         self._job = job
         self._offer = Welcome(f"synthetic-{job.units}", job.units, job.validation_units, "random")
+        self._lines = [first_line(self._offer)]
 
     @property
     def offer(self) -> Welcome:
@@ -43,10 +45,12 @@ class SyntheticMaker:
     def __call__(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
         """The unit, with nothing left out."""
         time.sleep(self._job.seconds)
-        rng = np.random.default_rng(zlib.crc32(str(unit).encode()))
+        line = in_force(self._lines, unit.step) if unit.stream == "train" else self._lines[0]
+        name = f"{unit} of entry {line.number}" if line.number else str(unit)
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
         count = 1 if unit.stream == "empty" else self._job.samples
-        samples = [self._sample(unit, index, rng) for index in range(count)]
-        return pack(Header(self._offer.plan, unit, self._offer.encoder), samples), 0
+        samples = [self._sample(unit, name, index, rng) for index in range(count)]
+        return pack(Header(line.id, unit, self._offer.encoder), samples), 0
 
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
         """As any other: it has no samples that could be at fault."""
@@ -55,6 +59,10 @@ class SyntheticMaker:
     def expect(self, units: Sequence[UnitId]) -> None:
         """There is nothing to begin ahead."""
 
+    def adopt(self, line: Line) -> None:
+        """Other numbers and names from its step on."""
+        self._lines = [*self._lines, line]
+
     def numbers(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
@@ -62,19 +70,19 @@ class SyntheticMaker:
     def close(self) -> None:
         """Nothing is kept."""
 
-    def _sample(self, unit: UnitId, index: int, rng: np.random.Generator) -> Encoded:
+    def _sample(self, unit: UnitId, name: str, index: int, rng: np.random.Generator) -> Encoded:
         job, empty = self._job, unit.stream == "empty"
         height, width = (0, 0) if empty else parse(job.bucket)
         shape = (job.channels, height // 8, width // 8)
         mean, logvar = (rng.standard_normal(shape, np.float32).astype(np.float16) for _ in range(2))
         text = rng.standard_normal((job.tokens, job.width), np.float32)
         return Encoded(
-            key="" if empty else f"{unit}/{index}",
+            key="" if empty else f"{name}/{index}",
             source="synthetic",
             shard="",
             task="t2i",
             split="raw",
-            caption="" if empty else f"sample {index} of {unit}",
+            caption="" if empty else f"sample {index} of {name}",
             latent=Latent(height, width, mean, logvar),
             text=(text.view(np.uint32) >> 16).astype(np.uint16),
         )

@@ -213,7 +213,7 @@ class Worker:
                 self._ring.forget(unit)
             with self._state:
                 self._void = self._void or bool(self._making and changed(self._making))
-                keep = [unit for unit in self._queue if unit not in granted.forget]
+                keep = [unit for unit in self._queue if unit not in granted.forget and not changed(unit)]
                 self._queue = deque(() if self._leaving else (*keep, *granted.units))
                 self._narrow = {*self._narrow, *granted.narrow} & set(self._queue)
                 self._expect()

@@ -10,20 +10,21 @@ import logging
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.flight as flight
 from pydantic import BaseModel, Field, model_validator
 
-from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError, meaning, read_registry
+from consumer.source.plans import Plans
+from consumer.source.streams import Arrived, Streams
+from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError, read_registry
 from producer.api.malloc import tune
-from producer.api.protocol import Ack, Answer, Hello, Locate, Located, Lost, ProtocolError, Welcome
+from producer.api.protocol import Ack, Answer, Goodbye, Hello, Locate, Located, Lost, ProtocolError, Welcome
 from producer.api.tls import Tls
-from producer.api.unit import UnitError, UnitId, header_of
+from producer.api.unit import UnitError, UnitId, unpack
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +34,8 @@ _PAUSE_S = 0.2  # before the next try after nobody answered
 _WATCH_S = 0.1
 _CLOSE_S = 2.0
 _HURRY_S = 1.0
+_GOODBYE_S = 1.0
+_DAMAGED = 8  # times that one unit may arrive damaged, each time made again
 
 
 class SourceError(ValueError):
@@ -76,11 +79,13 @@ class Producers:
         self.config, self.trainer, self.incarnation = config, trainer, incarnation
         self.welcome: Welcome | None = None
         self.step = 0  # being trained
+        self.handed = -1  # the last step of which units of the schedule came
+        self.plans: Plans | None = None  # by which those were made
         self.closed = False
+        self._damaged: Counter[UnitId] = Counter()
         self._lock = threading.Lock()
         self._coordinator: Channel | None = None
-        self._holders: dict[str, Channel] = {}
-        self._reads: dict[flight.FlightStreamReader, float] = {}  # those begun, and when
+        self.streams = Streams(self._access, config.call_s)
 
     @property
     def where(self) -> str:
@@ -112,10 +117,11 @@ class Producers:
             channel.close()
             raise
 
-    def attempt(self, unit: UnitId) -> tuple[pa.RecordBatch | None, str]:
+    def attempt(self, unit: UnitId) -> tuple[Arrived | None, str]:
         """One try to get `unit`: the unit, or why there is none yet. SourceError if it is in vain."""
+        plan = self.plans.at(self.handed).plan if self.plans and self.handed >= 0 else ""
         try:
-            question = Locate(self.trainer, self.incarnation, self.step, unit, _POLL_S)
+            question = Locate(self.trainer, self.incarnation, self.step, unit, _POLL_S, self.handed, plan)
             found = self.ask("locate", question, Located)
         except (UnreachableError, RegistryError) as error:
             time.sleep(_PAUSE_S)
@@ -125,10 +131,15 @@ class Producers:
         if not found.address:
             return None, found.reason
         try:
-            return self._checked(unit, self._read(found.address, unit)), ""
+            arrived = self._checked(unit, self.streams.read(found.address, unit), found)
+            self._damaged.pop(unit, None)
+            return arrived, ""
         except (UnreachableError, RefusedError, UnitError) as error:
             if self.closed:
                 return None, "closed"
+            self._damaged[unit] += isinstance(error, UnitError)
+            if self._damaged[unit] > _DAMAGED:
+                raise SourceError(f"{unit} arrived damaged {_DAMAGED + 1} times, last: {error}") from None
             log.warning("%s not delivered by %s: %s", unit, found.address, error)
             self._report(unit, found.address)
             return None, str(error)
@@ -149,18 +160,19 @@ class Producers:
             except (RefusedError, ProtocolError) as error:
                 raise SourceError(f"{self.where}: {error}") from None
 
-    def cancel(self, older_than_s: float) -> None:
-        """End the transfers that began longer ago."""
-        with self._lock:
-            stuck = [reader for reader, since in self._reads.items() if time.monotonic() - since > older_than_s]
-        for reader in stuck:
-            reader.cancel()
+    def goodbye(self) -> None:
+        """Say once that this trainer is through; if nobody hears it, its silence says so later."""
+        try:
+            message = Goodbye(self.trainer, self.incarnation)
+            self._reached(lambda to: to.ask("goodbye", message, Answer, _GOODBYE_S))
+        except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
+            log.info("goodbye not heard: %s", error)
 
     def close(self) -> None:
+        self.streams.close()
         with self._lock:
-            channels = [*self._holders.values(), *([self._coordinator] if self._coordinator else [])]
-            self._holders, self._coordinator = {}, None
-        for channel in channels:
+            channel, self._coordinator = self._coordinator, None
+        if channel:
             channel.close()
 
     def _connect(self) -> Channel:
@@ -178,54 +190,30 @@ class Producers:
         except OSError as error:
             raise RegistryError(f"{path}: {error.strerror}; the producers write their token there") from None
 
-    def _holder(self, address: str) -> Channel:
-        access = self._access()
-        with self._lock:
-            if address not in self._holders:
-                self._holders[address] = Channel(address, access)
-            return self._holders[address]
-
-    def _read(self, address: str, unit: UnitId) -> pa.RecordBatch:
+    def _checked(self, unit: UnitId, batch: pa.RecordBatch, found: Located) -> Arrived:
+        """`batch` if it is `unit` and whole: what is damaged is found here, where it can be had once more."""
         try:
-            reader = self._holder(address).open(unit, self.config.call_s)
-            with self._lock:
-                self._reads[reader] = time.monotonic()
-            try:
-                return reader.read_chunk().data
-            except StopIteration:
-                raise UnreachableError(f"{address} sent nothing of {unit}") from None
-            except flight.FlightError as error:
-                raise meaning(error, address) from None
-            except (pa.ArrowException, OSError) as error:
-                raise UnreachableError(f"{address} sent what is no unit: {error}") from None
-            finally:
-                with self._lock:
-                    del self._reads[reader]
-        except UnreachableError:
-            with self._lock:
-                gone = self._holders.pop(address, None)
-            if gone:
-                gone.close()
-            raise
-
-    def _checked(self, unit: UnitId, batch: pa.RecordBatch) -> pa.RecordBatch:
-        try:
-            header = header_of(batch)
-        except (ValueError, TypeError, KeyError) as error:
+            header, samples = unpack(batch)
+        except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
             raise UnitError(f"{unit}: {error}") from None
         if header.unit != unit:
             raise UnitError(f"asked for {unit}, got {header.unit}")
-        said = self.welcome
-        if said and (header.plan, header.encoder) != (said.plan, said.encoder):
-            raise SourceError(
-                f"the producers now serve plan {header.plan} by encoder {header.encoder}; this training began with "
-                f"plan {said.plan} by {said.encoder}: start them with its config, or start the training anew"
-            )
-        return batch
+        if found.plan and header.plan != found.plan:
+            raise UnitError(f"{unit} is by plan {header.plan}, and {found.plan} is in force")
+        said, plans = self.welcome, self.plans
+        if said and plans:
+            known = unit.stream != "train" or plans.learn(unit.step, header.plan, found.entry)
+            if not known or header.encoder != said.encoder:
+                raise SourceError(
+                    f"the producers now serve plan {header.plan} by encoder {header.encoder}; this training began with "
+                    f"plan {plans.at(unit.step).plan} by {said.encoder}: start them with its config, or start the "
+                    "training anew"
+                )
+        return Arrived(batch, samples, header.plan, found.entry)
 
     def _report(self, unit: UnitId, address: str) -> None:
         try:
-            self.ask("lost", Lost(unit, address), Answer)
+            self.ask("lost", Lost(unit, address, self.trainer, self.incarnation), Answer)
         except (UnreachableError, RegistryError, RefusedError, ProtocolError) as error:
             log.warning("loss of %s not reported: %s", unit, error)
 
@@ -246,7 +234,8 @@ class FlightSource:
         self.config = config
         self._producers = Producers(config, trainer, incarnation)
         self._state = threading.Condition()  # guards what follows
-        self._ready: deque[tuple[UnitId, pa.RecordBatch]] = deque()
+        self._ready: deque[tuple[UnitId, Arrived]] = deque()
+        self._whole = False  # every unit of the schedule came
         self._error: SourceError | None = None
         self._trouble = "no answer yet"  # why the thread has no unit yet
         self._ack = self._acked = -1
@@ -256,12 +245,16 @@ class FlightSource:
         self._watcher = self._run(self._watch)
         atexit.register(self.close)
 
-    def hello(self, step: int) -> Welcome:
-        """Say that training starts at `step`; what the producers' plan is. SourceError after `start_s`."""
+    def hello(self, step: int, plan: str = "") -> Welcome:
+        """Say that training starts at `step`, and by which `plan` it trained the one before; what is in force now.
+
+        SourceError after `start_s`, or if the producers' journal has another plan for that step.
+        """
         self._producers.step = step
-        message = Hello(self._producers.trainer, self._producers.incarnation, step)
-        self._producers.welcome = self._producers.answered(lambda to: to.ask("hello", message, Welcome))
-        return self._producers.welcome
+        message = Hello(self._producers.trainer, self._producers.incarnation, step, plan)
+        welcome = self._producers.answered(lambda to: to.ask("hello", message, Welcome))
+        self._producers.welcome, self._producers.plans = welcome, Plans(step, welcome.plan, welcome.entry)
+        return welcome
 
     def follow(self, schedule: Callable[[int], Sequence[UnitId]], start: int, stop: int) -> None:
         """Pull the units that `schedule` names for the steps from `start` to before `stop`, ahead of need."""
@@ -269,6 +262,12 @@ class FlightSource:
 
     def next_unit(self, unit: UnitId) -> pa.RecordBatch:
         """The next unit of the schedule, which is `unit`. SourceError if it does not come within `wait_s`."""
+        return self.take(unit).batch
+
+    def take(self, unit: UnitId) -> Arrived:
+        """As `next_unit`, with its samples; a unit of another stream than the schedule's is pulled now."""
+        if unit.stream != "train":
+            return self._fetched(unit)
         deadline = time.monotonic() + self.config.wait_s
         with self._state:
             self._producers.step = unit.step
@@ -281,10 +280,10 @@ class FlightSource:
                 if left <= 0:
                     raise self._late(unit, self._trouble)
                 self._state.wait(left)
-            pulled, batch = self._ready.popleft()
+            pulled, arrived = self._ready.popleft()
             assert pulled == unit, f"the schedule has {pulled}, asked for {unit}"
             self._state.notify_all()
-            return batch
+            return arrived
 
     def hurry(self) -> None:
         """Wait a moment longer for a unit of the schedule and then no more: training is asked to end."""
@@ -294,11 +293,14 @@ class FlightSource:
 
     def fetch(self, unit: UnitId) -> pa.RecordBatch:
         """A unit outside the schedule, pulled now. SourceError if it does not come within `wait_s`."""
+        return self._fetched(unit).batch
+
+    def _fetched(self, unit: UnitId) -> Arrived:
         deadline = time.monotonic() + self.config.wait_s
         while not self._closed:
-            batch, trouble = self._producers.attempt(unit)
-            if batch is not None:
-                return batch
+            arrived, trouble = self._producers.attempt(unit)
+            if arrived is not None:
+                return arrived
             if time.monotonic() > deadline:
                 raise self._late(unit, trouble)
         raise SourceError(f"{unit}: this source was closed")
@@ -312,17 +314,23 @@ class FlightSource:
             self._say_ack()
 
     def close(self) -> None:
-        """End the threads; returns within two seconds, also in the middle of a transfer."""
+        """End the threads; returns within two seconds, also in the middle of a transfer.
+
+        A training that came to its end says goodbye: nothing more is made for it. Any other may come back.
+        """
         atexit.unregister(self.close)
         with self._state:
+            ended = self._whole and not self._ready and not self._closed
             self._closed = self._producers.closed = True
             self._ready.clear()
             self._state.notify_all()
         end = time.monotonic() + _CLOSE_S
         for thread in filter(None, (self._puller, self._watcher)):
             while thread.is_alive() and time.monotonic() < end:
-                self._producers.cancel(0.0)
+                self._producers.streams.cancel(0.0)
                 thread.join(0.05)
+        if ended:
+            self._producers.goodbye()
         self._producers.close()
 
     def _run(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -334,6 +342,7 @@ class FlightSource:
         try:
             if all(self._pull_one(unit) for step in range(start, stop) for unit in schedule(step)):
                 self._say_ack()
+                self._whole = True
         except Exception as error:
             # Whatever it is, the one who waits for a unit must hear of it.
             if not isinstance(error, SourceError):
@@ -353,11 +362,12 @@ class FlightSource:
                 if len(self._ready) >= self.config.prefetch:
                     self._state.wait(_POLL_S if self._ack > self._acked else None)
                     continue
-            batch, trouble = self._producers.attempt(unit)
+            arrived, trouble = self._producers.attempt(unit)
             with self._state:
                 self._trouble = trouble
-                if batch is not None:
-                    self._ready.append((unit, batch))
+                if arrived is not None:
+                    self._producers.handed = max(self._producers.handed, unit.step)
+                    self._ready.append((unit, arrived))
                     self._state.notify_all()
                     return True
 
@@ -377,7 +387,7 @@ class FlightSource:
 
     def _watch(self) -> None:
         while not self._closed:
-            self._producers.cancel(self.config.stall_s)
+            self._producers.streams.cancel(self.config.stall_s)
             with self._state:
                 self._state.wait(_WATCH_S)
 

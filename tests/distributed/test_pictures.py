@@ -15,6 +15,7 @@ from consumer.evaluate.averaged import ema_weights
 from consumer.evaluate.pictures import Pictures, PicturesConfig
 from consumer.objective.flow import FlowObjective, text_of
 from consumer.source.group import GroupSource
+from consumer.source.streams import Arrived
 from model.flow import FlowConfig
 from model.init import fill
 from model.mmdit import MMDiT
@@ -42,8 +43,9 @@ class Maker:
         self.makers = [SyntheticMaker(job) for job in jobs]
         self.asked: list[int] = []
 
-    def next_unit(self, unit: UnitId) -> Any:
-        raise AssertionError("validation units are outside the schedule")
+    def take(self, unit: UnitId) -> Arrived:
+        batch = self.fetch(unit)
+        return Arrived(batch, unpack(batch)[1], "plan", 0)
 
     def fetch(self, unit: UnitId) -> Any:
         self.asked.append(unit.unit)

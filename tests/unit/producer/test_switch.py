@@ -59,7 +59,7 @@ class Run:
         generation = generation or self.generation
         terms = self.terms(recipe, generation, passes=passes, cursors=self.plan.cursors(step))
         line = successor(self.journal.last, step, recipe.units, terms.body())
-        self.plan.extend(line.id, step, terms, tables()[generation])
+        self.plan.extend(line.id, step, terms, generation, tables()[generation])
         self.journal.append(line)
         self.generation = generation
 
@@ -71,7 +71,7 @@ class Run:
         assert plan.id == lines[0].id
         for line in lines[1:]:
             terms = Terms.of(line.body)
-            plan.extend(line.id, line.from_step, terms, tables()[terms.generation])
+            plan.extend(line.id, line.from_step, terms, terms.generation, tables()[terms.generation])
         return plan
 
 
@@ -206,7 +206,7 @@ def test_validated_samples_stay_held_out_when_a_newer_generation_clusters_them_o
         grown.schema.get_field_index("cluster"), "cluster", pa.array([f"other {row // 2}" for row in range(len(grown))])
     )
     terms = run.terms(recipe, "gen-00002", cursors=run.plan.cursors(3))
-    part = run.plan.extend("second", 3, terms, merged)
+    part = run.plan.extend("second", 3, terms, "gen-00002", merged)
     held = {key.as_py() for key in merged["key"].take(pa.array(np.flatnonzero(part.selection.held_out)))}
     assert validated <= held and not validated & {
         part.keys[row].as_py() for step in range(3, 250) for unit in run.plan.step(step) for row in unit.rows.tolist()
@@ -231,7 +231,9 @@ def test_a_journal_over_a_swapped_dataset_is_refused() -> None:
     terms = run.terms(BASE, "gen-00001", cursors=run.plan.cursors(3))
     other = Plan("gen-00001", tables()["gen-00002"], BASE, seed=1, cost=COST)
     with pytest.raises(PlanError, match="the index or the release differs"):
-        other.extend("second", 3, terms, tables()["gen-00002"])
+        other.extend("second", 3, terms, "gen-00001", tables()["gen-00002"])
+    with pytest.raises(PlanError, match=r"index/gen-00001: is index swapped, .* was made for gen-00001"):
+        run.plan.extend("second", 3, terms, "swapped", tables()["gen-00001"])
     with pytest.raises(PlanError, match="begins later"):
         run.switch(BASE, step=9)
         run.switch(BASE, step=8)
