@@ -12,6 +12,11 @@ from producer.quiet import quiet
 # What is tried at all: decoders that are fuzzed and common. Everything else is refused whatever its extension says.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
+# Their decoders hold a picture several times: 64 million pixels took 731 MiB, where others need less than 400.
+_DEAR = ("WEBP", "AVIF")
+# A progressive JPEG as encoders write it has ten scans or so.
+_USUAL_SCANS = 12
+_BAND = 1 << 21  # pixels converted at a time
 _ORIENTATION = 0x0112  # EXIF tag
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,18 +55,40 @@ def decode(raw: bytes, limits: Limits = _LIMITS) -> Image.Image:
     with quiet():
         try:
             with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > limits.pixels:
-                    raise PictureError(f"{width}x{height} pixels, the limit is {limits.pixels} in all")
-                image.load()
-                return _upright(image, _rgb(image))
+                return _whole(image, raw, limits)
         except UnidentifiedImageError:
             raise PictureError("not an image of a known format") from None
+        except Image.DecompressionBombError:
+            raise PictureError(f"pixels without number, the limit is {limits.pixels} in all") from None
         except PictureError:
             raise
         except Exception as error:
             # On malformed input decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
             raise PictureError(f"does not decode: {str(error) or type(error).__name__}") from None
+
+
+def _whole(image: Image.Image, raw: bytes, limits: Limits) -> Image.Image:
+    width, height = image.size
+    most = limits.pixels // 2 if image.format in _DEAR else limits.pixels
+    if width * height > most:
+        raise PictureError(f"{width}x{height} pixels, the limit is {most} in all")
+    if image.format == "JPEG":
+        scans = _scans(raw)
+        if scans > 1 and scans * width * height > limits.pixels * _USUAL_SCANS:
+            raise PictureError(f"{scans} scans of {width}x{height} pixels, {_USUAL_SCANS} of the largest are the limit")
+    image.load()
+    if image.size != (width, height):
+        raise PictureError(f"says {width}x{height} pixels and has {image.size[0]}x{image.size[1]}")
+    turn = _turn(image)
+    picture = _rgb(image)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _scans(raw: bytes) -> int:
+    """How many scans a JPEG has. Each one goes over all pixels, and a few bytes are enough for one (libjpeg-turbo's
+    report on "two issues with the JPEG standard", 2012).
+    """
+    return raw.count(b"\xff\xda")
 
 
 def fit(picture: Image.Image, bucket: Bucket) -> np.ndarray:
@@ -75,20 +102,33 @@ def fit(picture: Image.Image, bucket: Bucket) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow's own conversion clips at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", clear.size, "white")
-        return Image.alpha_composite(white, clear).convert("RGB")
-    return image.convert("RGB")
+    """`image`, which is given up for it, as RGB. What needs copies on the way is done in bands, so that the largest
+    picture within the limits costs its two ends at most.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image.copy() if image.readonly else image
+    clear = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    if not clear and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    width, height = image.size
+    picture = Image.new("RGB", image.size)
+    for top in range(0, height, rows := max(1, _BAND // width)):
+        band = image.crop((0, top, width, min(height, top + rows)))
+        if clear:
+            band.info = image.info
+            band = band.convert("RGBA")
+            picture.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+        else:
+            # Pillow's own conversion clips at 255 instead of scaling.
+            levels = np.asarray(band).clip(0, 65535) // 257
+            picture.paste(Image.fromarray(levels.astype(np.uint8)).convert("RGB"), (0, top))
+    return picture
 
 
-def _upright(encoded: Image.Image, picture: Image.Image) -> Image.Image:
+def _turn(encoded: Image.Image) -> Image.Transpose | None:
     try:
-        turn = _TURN.get(encoded.getexif().get(_ORIENTATION, 1))
+        return _TURN.get(encoded.getexif().get(_ORIENTATION, 1))
     except Exception:
         # Unreadable EXIF says nothing of the orientation; the pixels are whole.
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
+        return None
