@@ -3,7 +3,8 @@
 Between two updates nothing may touch a rank's main weights, moments and average, so their checksum is taken after one
 update and again before the next. The weights that the model computes with are copies that every data-parallel rank must
 hold alike: each rank's checksum of them is taken once the forward has gathered them and again after the backward, and
-the ranks compare. Gradients have no second copy: a flip in one is caught only if it makes the norm a spike (guard.py).
+the ranks compare. Gradients have no second copy, so at some steps each rank computes its own twice and compares before
+they are reduced; that needs kernels which repeat to the bit.
 
 Checksums are sums of 64-bit words, which no single flipped bit leaves alike. They stay on the device, and what they say
 rides in the step's max all-reduce.
@@ -23,16 +24,22 @@ _WORD = 8  # bytes
 
 
 class AuditConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    every: int = Field(default=0, ge=0)  # steps between audited ones; 1: each; 0: none
+    every: int = Field(default=0, ge=0)  # steps between audits of weights, moments and average; 1: each; 0: none
+    # Steps between those whose gradients are computed twice; one costs a step's forward and backward, so 100 costs 1 %.
+    replay_every: int = Field(default=0, ge=0)  # 0: none
 
 
 class Audit:
-    """`sealed` after an update, `gathered` after a step's first forward, `found` once its gradients are finished."""
+    """`sealed` after an update, `gathered` after a step's first forward, `found` once its gradients are finished.
+
+    Where `replays`, the gradients are computed twice from nothing: `computed` after each time, before they are reduced.
+    """
 
     def __init__(self, config: AuditConfig, engine: Engine, ema: Ema) -> None:
         self.config, self.engine, self.ema = config, engine, ema
         self._state: Tensor | None = None
         self._weights: Tensor | None = None
+        self._gradients: list[Tensor] = []
 
     def sealed(self, step: int) -> None:
         """Nobody writes to this rank's state until the update of `step`."""
@@ -42,8 +49,16 @@ class Audit:
         """The weights that the model computes with in `step` are in place."""
         self._weights = checksum(self.engine.replica()) if self._audits(step) else None
 
+    def replays(self, step: int) -> bool:
+        """Whether the gradients of `step` are computed twice."""
+        return bool(self.config.replay_every) and step % self.config.replay_every == 0
+
+    def computed(self) -> None:
+        """The gradients of this rank's units have added up."""
+        self._gradients.append(checksum(self.engine.gradients()))
+
     def found(self) -> Tensor:
-        """0 where all is well, else 1 + this rank, 0-d on the device; it waits for nothing. Every rank calls it."""
+        """What `said` tells of, 0 where all is well, 0-d on the device; it waits for nothing. Every rank calls it."""
         mesh = self.engine.mesh
         wrong = torch.zeros((), dtype=torch.bool, device=mesh.device)
         if self._state is not None:
@@ -51,7 +66,18 @@ class Audit:
         if self._weights is not None:
             wrong |= checksum(self.engine.replica()) != self._weights
             wrong |= self._alone(self._weights)
-        return wrong * float(mesh.rank + 1)
+        code = wrong * float(mesh.world + mesh.rank + 1)  # the larger: it can be what made gradients differ
+        if self._gradients:
+            first, again = self._gradients
+            code = torch.maximum(code, (first != again) * float(mesh.rank + 1))
+            self._gradients = []
+        return code
+
+    def said(self, code: int, step: int) -> str:
+        """For people, what the largest `found` of all ranks means."""
+        rank, world = (code - 1) % self.engine.mesh.world, self.engine.mesh.world
+        what = "memory changed by itself" if code > world else "the same gradients computed twice differ"
+        return f"rank {rank}, step {step + 1}: {what}; nothing was saved, leave out its host and go on"
 
     def _audits(self, step: int) -> bool:
         return bool(self.config.every) and step % self.config.every == 0

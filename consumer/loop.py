@@ -92,7 +92,7 @@ class Told(NamedTuple):
     code: int  # of the signal that asks for the end, or 0
     saving: int  # what the checkpoint's writers say
     starved: bool  # some rank has no data for the next step
-    corrupt: int  # 1 + a rank whose memory changed by itself, or 0
+    corrupt: int  # what the audit found, or 0
     memory: int  # bytes, the largest peak
 
 
@@ -140,8 +140,7 @@ def _step(run: Training, step: int) -> Ended | GoBack | None:
     losses = _backward(run, step, fed, phases)
     told = _finish(run, step, phases)
     if told.corrupt:
-        said = f"memory of rank {told.corrupt - 1} changed by itself; nothing was saved, leave out its host and go on"
-        return Ended(Cause.CORRUPTION, said)
+        return Ended(Cause.CORRUPTION, run.audit.said(told.corrupt, step))
     verdict = run.guard.judge(step, told.totals.mean, told.norm)
     run.watchdog.beat("optimizer")
     phases.enter("optimizer")
@@ -163,22 +162,38 @@ def _backward(run: Training, step: int, fed: Sequence[Fed], phases: Phases) -> l
     """Forward and backward of each unit, gradients adding up; the losses [b] of each one's samples."""
     run.stats.start()
     run.engine.zero_grad()
+    replays = run.audit.replays(step)
+    if replays:  # once to compare with
+        for index, unit in enumerate(fed):
+            with run.engine.no_sync():
+                _unit(run, step, unit, phases, first=index == 0)
+        run.audit.computed()
+        run.engine.zero_grad()
     losses = []
     for index, unit in enumerate(fed):
-        run.watchdog.beat("forward")
-        phases.enter("forward")
-        # Gradients are reduced with the last unit's backward.
-        with nullcontext() if index == len(fed) - 1 else run.engine.no_sync():
-            loss, each = run.objective.loss(run.engine.module, unit.batch)
-            run.watchdog.beat("backward")
-            phases.enter("backward")
-            if index == 0:
-                run.audit.gathered(step)
-            loss.backward()
+        # Gradients are reduced with the last unit's backward, or when they have been compared.
+        with nullcontext() if index == len(fed) - 1 and not replays else run.engine.no_sync():
+            each = _unit(run, step, unit, phases, first=index == 0 and not replays)
         flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
         run.stats.add(unit.batch, each, flops)
         losses.append(each)
+    if replays:
+        run.audit.computed()
+        run.engine.reduce()
     return losses
+
+
+def _unit(run: Training, step: int, unit: Fed, phases: Phases, *, first: bool) -> Tensor:
+    """Forward and backward of a unit; the losses [b] of its samples."""
+    run.watchdog.beat("forward")
+    phases.enter("forward")
+    loss, each = run.objective.loss(run.engine.module, unit.batch)
+    run.watchdog.beat("backward")
+    phases.enter("backward")
+    if first:
+        run.audit.gathered(step)
+    loss.backward()
+    return each
 
 
 def _finish(run: Training, step: int, phases: Phases) -> Told:

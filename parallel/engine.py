@@ -117,6 +117,15 @@ class Engine:
         """Around every backward of a step but the last: accumulate, reduce nothing yet."""
         return self._ddp.no_sync()
 
+    def gradients(self) -> list[Tensor]:
+        """The flat fp32 buffers that this rank's gradients add up in; its own until they are reduced."""
+        return [buffer.grad_data.view(-1) for buffer in self._ddp.buffers]
+
+    def reduce(self) -> None:
+        """Start reducing gradients where every backward was under `no_sync`."""
+        if self.config.overlap_grads:
+            self._ddp.start_grad_sync()
+
     def finish(self, count: float = 1.0) -> None:
         """End a step's backward passes: gradients become the sum over all ranks divided by `count`.
 

@@ -48,7 +48,7 @@ METRICS = {
 OTHERS = {
     "batches": ("consumer.feed:Feed.ahead",),
     "average": ("consumer.ema:Ema.update",),
-    "audit": ("consumer.audit:Audit.sealed", "consumer.audit:Audit.gathered", "consumer.audit:Audit.found"),
+    "audit": tuple(f"consumer.audit:Audit.{name}" for name in ("sealed", "gathered", "computed", "found")),
 }
 # Where tensors are read that are the host's on any machine: torch's Adam counts its steps there, and the runs of a
 # packed batch are counted where there is no device alone.

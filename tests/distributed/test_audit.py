@@ -13,8 +13,8 @@ from tests.distributed import tiny
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_engine import start as start
 
-FLIPS = 15
-KINDS = ("param", "exp_avg", "exp_avg_sq", "ema", "replica")
+FLIPS = 18
+KINDS = ("param", "exp_avg", "exp_avg_sq", "ema", "replica", "gradient")
 
 
 def _flip(tensor: Tensor, g: torch.Generator) -> None:
@@ -30,29 +30,38 @@ def audited(folder: Path, tp: int, precision: str, flips: int) -> dict[str, Any]
     try:
         engine = tiny.build(Path(folder) / "weights.safetensors", here, tiny.optim(precision))
         ema = Ema(EmaConfig(), engine)
-        audit, g = Audit(AuditConfig(every=1), engine, ema), torch.Generator().manual_seed(7)
+        audit, g = Audit(AuditConfig(every=1, replay_every=1), engine, ema), torch.Generator().manual_seed(7)
         found, planted = [], []
         for step in range(2 * flips):
             audit.sealed(step)
             # The same draws on every rank; one of them acts on its own.
             victim = int(torch.randint(here.world, (), generator=g))
             kind = KINDS[step % len(KINDS)]
-            early, state = kind != "replica" and step < flips, g.get_state()
+            early, state = kind not in ("replica", "gradient") and step < flips, g.get_state()
             shards = list(engine.shards())
             shard = shards[step % len(shards)]
             if early and here.rank == victim:
                 held = shard.tensors | {"ema": ema.of(shard)}
                 _flip(held.get(kind, held["param"]), g)
-            engine.zero_grad()
-            loss, count = tiny.unit_loss(engine.module, step, here.dp_rank)
-            audit.gathered(step)
-            if kind == "replica" and step < flips and here.rank == victim:
-                _flip(engine.replica()[0], g)
-            loss.backward()
+            late = step < flips and here.rank == victim
+            for turn in range(2):
+                engine.zero_grad()
+                with engine.no_sync():
+                    loss, count = tiny.unit_loss(engine.module, step, here.dp_rank)
+                    if turn == 0:
+                        audit.gathered(step)
+                        if late and kind == "replica":
+                            _flip(engine.replica()[0], g)
+                    loss.backward()
+                if late and kind == "gradient" and turn == step // len(KINDS) % 2:
+                    _flip(engine.gradients()[0], g)
+                audit.computed()
+            engine.reduce()
             engine.finish(count)
             named = int(here.max(audit.found().double()).item())
             found.append(named)
-            planted.append(victim + 1 if step < flips else 0)
+            code = victim + 1 if kind == "gradient" else here.world + victim + 1
+            planted.append(code if step < flips else 0)
             g.set_state(state)
             # Whatever was flipped is not what is tested next: everybody starts again from the same place.
             engine.gather_parameters()
@@ -62,7 +71,7 @@ def audited(folder: Path, tp: int, precision: str, flips: int) -> dict[str, Any]
 
 
 @pytest.mark.parametrize(("world", "tp", "precision"), [(3, 1, "fp32"), (4, 2, "bf16"), (2, 1, "bf16")])
-def test_every_flipped_bit_of_weights_moments_and_average_is_found_and_its_rank_named(
+def test_every_flipped_bit_of_weights_moments_average_and_gradients_is_found_and_its_rank_named(
     ranks: Ranks, start: Path, world: int, tp: int, precision: str
 ) -> None:
     results = ranks.run(world, audited, folder=start, tp=tp, precision=precision, flips=FLIPS)

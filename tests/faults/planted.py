@@ -29,6 +29,7 @@ MOMENTS = {
     "data": "consumer.source.group:GroupSource.unit",
     "forward": "consumer.objective.flow:FlowObjective.loss",
     "backward": "torch:Tensor.backward",
+    "gradients": "parallel.engine:Engine.gradients",
     "reduce": "parallel.engine:Engine.finish",
     "optimizer": "parallel.megatron:DistributedOptimizer.step_with_ready_grads",
     # Main parameters and moments are of this step, the model's parameters of the one before.
@@ -53,7 +54,7 @@ class Fault:
     It happens in the `start`th start of the job, counted from 0. A signal is sent `delay_s` after the moment began.
     """
 
-    act: str  # a signal's name; "nan", "inf" or "spike" for what the call gives; an error's name
+    act: str  # a signal's name; "nan", "inf", "spike" or "flip" for what the call gives; an error's name
     moment: str
     step: int
     rank: int = 0
@@ -180,6 +181,8 @@ def _strike(fault: Fault) -> None:
 
 def _spoilt(fault: Fault, arguments: tuple[Any, ...], given: Any) -> Any:
     """What the call gave, made wrong: a loss, or a gradient of the engine that is the first argument."""
+    if fault.act == "flip":
+        given[0].view(torch.int32)[len(given[0]) // 3] ^= 1  # the lowest bit of one gradient
     factor = {"nan": float("nan"), "inf": float("inf"), "spike": 1e4}.get(fault.act)
     if factor is None:
         return given
