@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow.flight as flight
 
@@ -65,18 +65,20 @@ class Turnstile:
         left, since = self._hosts.get(host, (traffic.burst, now))
         left = min(traffic.burst, left + (now - since) * traffic.per_s)
         if len(self._hosts) >= _HOSTS and host not in self._hosts:
-            # Whose allowance is full again need not be remembered; if there is none, the longest silent.
-            self._hosts.pop(min(self._hosts, key=lambda name: self._hosts[name][1]))
+            # The longest silent is most likely to have all its allowance back.
+            del self._hosts[next(iter(self._hosts))]
+        self._hosts.pop(host, None)
         self._hosts[host] = (left - (left >= 1), now)
         return "" if left >= 1 else f"more than {traffic.per_s:g} calls/s from one host"
 
 
 class GuardedServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Answers `answer` and `stream`, which say no by RefusedError or ProtocolError; refuses the rest of Flight."""
+    """Answers `answer` and `stream`, which say no by RefusedError or ProtocolError."""
 
-    def __init__(self, options: dict[str, object], traffic: Traffic) -> None:
+    def __init__(self, options: dict[str, Any], traffic: Traffic) -> None:
         """`options` are of `gate` or `local_gate`."""
         self.turnstile = Turnstile(traffic)
+        options["middleware"] = {"method": MethodGate()} | options["middleware"]
         super().__init__(**options)
 
     def answer(self, kind: str, body: bytes) -> bytes:
@@ -111,31 +113,14 @@ class GuardedServer(flight.FlightServerBase):  # type: ignore[misc]
                 # Without a reason of ours the caller takes it for a fault that passes.
                 raise flight.FlightInternalError(f"internal error {number}; see the server's log") from None
 
-    # Of these, pyarrow itself would answer with a traceback.
 
-    def list_flights(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("flights are not listed here")
+class MethodGate(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses what of Flight is not used: left alone, pyarrow answers that with a traceback."""
 
-    def get_flight_info(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("flights are not described here")
-
-    def get_schema(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("schemas are not told here")
-
-    def do_put(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("nothing is taken in here")
-
-    def do_exchange(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("nothing is exchanged here")
-
-    def list_actions(self, *_: Any) -> NoReturn:
-        """Refused."""
-        raise refusal("actions are not listed here")
+    def start_call(self, info: flight.CallInfo, headers: object) -> None:
+        """Flight calls this first; an error ends the call."""
+        if info.method not in (flight.FlightMethod.DO_ACTION, flight.FlightMethod.DO_GET):
+            raise refusal(f"{info.method.name} is not answered here")
 
 
 def _host(peer: str) -> str:

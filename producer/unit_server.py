@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -66,7 +67,7 @@ class Ring:
 class UnitServer(GuardedServer):
     """Serves the units of a ring: `do_get` of a unit's id as JSON gives one record batch."""
 
-    def __init__(self, ring: Ring, options: dict[str, object], traffic: Traffic = TRAFFIC) -> None:
+    def __init__(self, ring: Ring, options: dict[str, Any], traffic: Traffic = TRAFFIC) -> None:
         self._ring = ring
         super().__init__(options, traffic)
 

@@ -11,7 +11,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -172,7 +172,7 @@ def _digest(said: str | bytes) -> bytes:
     return hashlib.sha256(said if isinstance(said, bytes) else said.encode(errors="surrogateescape")).digest()
 
 
-def gate(host: str, port: int, access: Access | str) -> dict[str, object]:
+def gate(host: str, port: int, access: Access | str) -> dict[str, Any]:
     """What to give a FlightServerBase so that it listens on `host` behind `access`.
 
     BindError if that is unsafe, TlsError if the files cannot be used.
@@ -183,12 +183,12 @@ def gate(host: str, port: int, access: Access | str) -> dict[str, object]:
     return {"location": f"grpc+{'tls' if access.tls else 'tcp'}://{host}:{port}", **_behind(access), **options}
 
 
-def local_gate(path: Path, access: Access | str) -> dict[str, object]:
+def local_gate(path: Path, access: Access | str) -> dict[str, Any]:
     """As `gate`, for the Unix socket `path` in a folder of this user's alone."""
     return {"location": f"grpc+unix://{path}", **_behind(Access.of(access))}
 
 
-def _behind(access: Access) -> dict[str, object]:
+def _behind(access: Access) -> dict[str, Any]:
     return {"middleware": {"token": TokenGate(access.token)} if access.token else {}}
 
 
