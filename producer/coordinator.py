@@ -132,6 +132,8 @@ class Coordinator:
         if said.worker in self.ledger.workers:
             self.ledger.workers[said.worker].encodes.pop(said.unit, None)
         self.ledger.unlease(said.unit, said.worker)
+        if said.unit in self.ledger.held:
+            return Answer(True)  # another has made it
         trouble = self._trouble(said.unit)
         trouble.failures += 1
         trouble.reason = f"making it failed {trouble.failures} times, last {said.worker}: {said.reason}"
@@ -150,6 +152,7 @@ class Coordinator:
         self.switches.agree(said.trainer, said.step - 1, said.plan)
         self.switches.at(said.trainer, said.incarnation, said.step - 1)
         self.demand.place(said.trainer, said.incarnation, said.step, now)
+        self.demand.trainers[said.trainer].ranks = said.ranks
         self._prune()
         line = self.switches.journal.at(said.step)
         return replace(self.offer, plan=line.id, entry=line.number, terms="")
@@ -218,7 +221,8 @@ class Coordinator:
 
     def recipes(self, now: float) -> Recipes:
         """The journal, and from which step on it may be added to."""
-        return Recipes(texts(self.switches.journal.lines), self.switches.least, self.switches.unsure_s(now))
+        ranks = max((trainer.ranks for trainer in self.demand.trainers.values()), default=0)
+        return Recipes(texts(self.switches.journal.lines), self.switches.least, self.switches.unsure_s(now), ranks)
 
     def propose(self, said: Propose, now: float) -> Proposed:
         """Add to the journal. Units that were made ahead by what was in force before are made again."""

@@ -79,7 +79,9 @@ class Ledger:
         for unit in list(self.workers[name].holds):
             self.drop(unit)
         for unit in self.workers[name].encodes:
-            self.deaths[unit] = self.deaths.get(unit, 0) + 1
+            # A unit that another has made by now has ended nobody.
+            if unit not in self.held:
+                self.deaths[unit] = self.deaths.get(unit, 0) + 1
             self.unlease(unit, name)
         del self.workers[name]
 
