@@ -1,12 +1,17 @@
 """A unit's id becomes the unit: by the real plan, source, cache, journal and encoders (tiny ones)."""
 
 import json
+import random
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from producer import produce
 from producer.api.unit import UnitId, unpack
 from producer.cache import CacheConfig
 from producer.encode import EncoderConfig
@@ -14,6 +19,8 @@ from producer.produce import EncodeJob, UnitMaker
 from producer.recipe import RecipeConfig
 from producer.source.reader import SourceConfig
 from producer.source.shard import SourceError
+from producer.worker import MakerBrokenError
+from tests.unit.producer.farm import until
 from tests.unit.producer.photos import BROKEN, captions, jpeg, make_photos
 
 
@@ -167,3 +174,130 @@ def test_a_source_that_is_away_is_no_fault_of_the_samples(raw: Path, encoders: P
     with pytest.raises(SourceError):
         maker(UnitId("train", 0, 0))
     assert journal(tmp_path) == []
+
+
+def with_encoder(job: EncodeJob, **over: object) -> EncodeJob:
+    return job.model_copy(update={"encoder": job.encoder.model_copy(update=over)})
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_is_begun_ahead_and_when_it_is_done_changes_no_byte(
+    raw: Path, encoders: Path, first: First, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    decode, draw = produce.picture, random.Random(threads)
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(draw.random() / 100)
+        return decode(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(produce, "picture", slowly)
+    maker = UnitMaker(with_encoder(job(raw, encoders, tmp_path), decode_threads=threads))
+    found, order = {}, units()
+    for number, unit in enumerate(order):
+        # The next ones, some that never come, and some that are let go again.
+        maker.expect([*draw.sample(order, 2), *order[number + 1 : number + 3]])
+        maker.expect(order[number + 1 : number + 1 + draw.randrange(3)])
+        batch, rejected = maker(unit)
+        found[unit] = (batch.serialize().to_pybytes(), rejected)
+    maker.close()
+    assert found == first[1]
+    assert len(journal(tmp_path)) == len(journal(first[0]))
+
+
+def test_the_next_units_pictures_are_decoded_while_the_device_encodes(
+    raw: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = UnitMaker(job(raw, encoders, tmp_path))
+    one, other = UnitId("train", 0, 0), UnitId("train", 0, 1)
+    encode, decoded = maker._encoder.encode_unit, threading.Event()
+
+    def meanwhile(*arguments: object) -> object:
+        until(lambda: maker.numbers().get("decode_samples", 0) >= 10)
+        decoded.set()
+        return encode(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(maker._encoder, "encode_unit", meanwhile)
+    maker.expect([other])
+    maker(one)
+    assert decoded.is_set()
+    maker(other)
+    numbers = maker.numbers()
+    assert numbers["decode_samples"] == numbers["read_samples"] == 10
+    assert numbers["vae_samples"] + numbers.get("left_out_picture", 0) == 10
+    assert numbers["text_samples"] == 10 and numbers["cached_samples"] == 0
+    assert min(numbers[f"{stage}_seconds"] for stage in ("read", "decode", "vae", "text", "wait")) > 0
+    maker.close()
+
+
+def test_units_no_longer_expected_are_let_go(
+    raw: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, go, asked = produce.picture, threading.Event(), []
+
+    def held(*arguments: object) -> object:
+        asked.append(arguments)
+        assert go.wait(60)
+        return decode(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(produce, "picture", held)
+    maker = UnitMaker(with_encoder(job(raw, encoders, tmp_path), decode_threads=1))
+    maker.expect([UnitId("train", 0, 0), UnitId("train", 0, 1)])
+    until(lambda: len(asked) == 1)
+    maker.expect([])
+    go.set()
+    maker.expect([UnitId("train", 1, 0)])
+    maker(UnitId("train", 1, 0))
+    # The one under way when all were let go, and those of the unit that was made.
+    assert len(asked) <= 1 + 5
+    maker.close()
+
+
+def test_a_source_that_was_away_ahead_fails_that_unit_once(
+    raw: Path, encoders: Path, first: First, tmp_path: Path
+) -> None:
+    shutil.copytree(raw, tmp_path / "away")
+    tar = tmp_path / "away" / "raw" / "photos.tar"
+    maker = UnitMaker(job(tmp_path / "away", encoders, tmp_path))
+    tar.rename(tmp_path / "elsewhere")
+    unit = UnitId("train", 0, 0)
+    maker.expect([unit])
+    with pytest.raises(SourceError):
+        maker(unit)
+    (tmp_path / "elsewhere").rename(tar)
+    assert maker(unit)[0].serialize().to_pybytes() == first[1][unit][0]
+    maker.close()
+
+
+def test_cached_latents_need_no_picture_also_after_another_text_setting(
+    raw: Path, encoders: Path, first: First, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_copy(first, tmp_path)
+    (own / "rejects.jsonl").rename(own / "other.jsonl")
+    maker = UnitMaker(with_encoder(job(raw, encoders, own), text_batch=3))
+    decoded: list[bytes] = []
+    monkeypatch.setattr(produce, "picture", lambda image, bucket: decoded.append(image) or "picture: not needed")
+    made(maker)
+    assert set(decoded) == {jpeg(3)}
+
+
+def test_a_device_that_fails_ends_the_maker_and_no_sample_is_blamed(
+    raw: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = UnitMaker(job(raw, encoders, tmp_path))
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(maker._encoder._vae, "encode", lost)
+    with pytest.raises(MakerBrokenError, match="the device failed: an illegal"):
+        maker(UnitId("train", 0, 0))
+    assert journal(tmp_path) == []
+    maker.close()
+
+
+def test_a_unit_made_sample_by_sample_is_the_same_unit(raw: Path, encoders: Path, first: First, tmp_path: Path) -> None:
+    maker = UnitMaker(job(raw, encoders, tmp_path))
+    for unit in units():
+        batch, rejected = maker.narrow(unit)
+        assert (batch.serialize().to_pybytes(), rejected) == first[1][unit]
+    maker.close()
