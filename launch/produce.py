@@ -12,9 +12,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from launch.producer_console import ProducerView
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.api.channel import RefusedError, UnreachableError
@@ -22,13 +26,15 @@ from producer.cache import fill
 from producer.cost import CostModel
 from producer.encode import require_folders
 from producer.index import Index
+from producer.metrics import FleetMetrics, Look
 from producer.produce import EncodeJob
+from producer.scaling import Scaler, Sight, busy_share
 
 if TYPE_CHECKING:
     from producer.fleet import Fleet
 
-# Seconds between looks at the fleet, and looks between lines.
-EVERY_S, LOOKS = 5.0, 3
+# Seconds between looks at the fleet.
+EVERY_S = 5.0
 
 
 def main() -> NoReturn:
@@ -68,24 +74,77 @@ def asked_to_stop() -> threading.Event:
 
 
 def run(fleet: "Fleet", settings: Settings, stop: threading.Event) -> dict[str, Any]:
-    """Watch the fleet until `stop`, a line every few seconds; what it has made."""
-    tally = Tally()
-    ending = False
-    while not ending:
-        ending = stop.wait(EVERY_S)
-        try:
-            status = fleet.status()
-        except (UnreachableError, RefusedError):
-            print("the coordinator is restarting", flush=True)
-            continue
-        tally.add(status)
-        if ending or tally.looks % LOOKS == 1:
-            print(line(status, settings), flush=True)
-        for name in fleet.watch(status):
-            print(f"{name} did not speak for {settings.fleet.frozen_s:g} s: replaced", flush=True)
-        for unit, reason in status["troubles"].items():
-            print(f"{unit}: {reason}; see {settings.fleet.log_folder}", flush=True)
+    """Watch the fleet until `stop`, and show it; what it has made."""
+    tally, numbers = Tally(), Numbers(settings)
+    look, ending = Look(reachable=False), False
+    with _shown(settings) as (view, metrics):
+        while not ending:
+            ending = stop.wait(EVERY_S)
+            try:
+                status = fleet.status()
+            except (UnreachableError, RefusedError):
+                look = replace(look, reachable=False)
+                metrics(look)
+                view.note("coordinator", "restarting")
+                continue
+            look = numbers.look(status)
+            tally.add(status)
+            metrics(look)
+            view(look, last=ending)
+            for name in fleet.watch(status):
+                view.note(name, f"did not speak for {settings.fleet.frozen_s:g} s: replaced")
+            for unit, reason in status["troubles"].items():
+                view.note(unit, f"{reason}; see {settings.fleet.log_folder}")
+            if settings.fleet.max_workers and not ending:
+                for said in fleet.resize(look.wanted):
+                    view.note("", said)
     return tally.report()
+
+
+@contextmanager
+def _shown(settings: Settings) -> Iterator[tuple[ProducerView, Callable[[Look], None]]]:
+    """The view, and the metrics where they are wanted."""
+    fleet = settings.fleet
+    metrics = FleetMetrics(fleet.metrics_host, fleet.metrics_port) if fleet.metrics_port >= 0 else None
+    view = ProducerView()
+    if metrics:
+        view.say(f"metrics at http://{fleet.metrics_host}:{metrics.port}/metrics")
+    try:
+        yield view, metrics or (lambda look: None)
+    finally:
+        view.close()
+        if metrics:
+            metrics.close()
+
+
+class Numbers:
+    """What is seen of the fleet, and how many workers that calls for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._fleet, self._cache = settings.fleet, settings.cache
+        self._scaler = Scaler(self._fleet.workers, self._fleet.max_workers, settle_s=self._fleet.settle_s)
+        self._last: dict[str, dict[str, float]] = {}
+
+    def look(self, status: dict[str, Any]) -> Look:
+        """The fleet now, from the coordinator's status."""
+        held = status["units_ahead"] + status["units_behind"]
+        ahead = status["bytes_ahead"] * status["units_ahead"] / max(1, held)
+        sight = Sight(
+            now=time.monotonic(),
+            units_ahead=status["units_ahead"],
+            fill=ahead / status["horizon_bytes"],
+            waited=status["waiting"] > 0,
+            busy=busy_share(self._last, status["numbers"]),
+            workers=len(status["workers"]),
+        )
+        self._last = status["numbers"]
+        return Look(
+            status=status,
+            cache_bytes=fill(self._cache.path),
+            cache_limit=self._cache.limit_bytes,
+            ring_limit=self._fleet.worker_bytes,
+            wanted=self._scaler.look(sight) if self._fleet.max_workers else self._fleet.workers,
+        )
 
 
 class Tally:
@@ -118,22 +177,6 @@ class Tally:
         }
 
 
-def line(status: dict[str, Any], settings: Settings) -> str:
-    """One line on how things are."""
-    cached, limit = fill(settings.cache.path), settings.cache.limit_bytes
-    parts = [
-        f"{status['units_ahead']} units ahead ({status['bytes_ahead'] / 1e6:.0f} MB of "
-        f"{status['horizon_bytes'] / 1e6:.0f} with what was trained)",
-        f"{status['units_kept']}/{status['units_to_keep']} kept",
-        f"{status['images_per_s']:.1f} images/s",
-        f"{len(status['workers'])} workers",
-        f"cache {cached / 1e6:.0f} MB ({cached / limit:.0%})" if limit else "no cache",
-    ]
-    parts += [f"{status[name]} {name}" for name in ("rejected", "lost", "failed", "silenced") if status[name]]
-    parts += [f"{name} at step {step}" for name, step in status["trainers"].items()]
-    return "  ".join(parts)
-
-
 def job(settings: Settings) -> EncodeJob:
     """What the workers are to make."""
     cost = CostModel.of(settings.model)
@@ -142,7 +185,7 @@ def job(settings: Settings) -> EncodeJob:
         rejects=settings.fleet.rejects_file.absolute(),
         seed=settings.run.seed,
         cost=(cost.per_token, cost.per_pair),
-        source=settings.source.model_copy(update={"path": settings.source.path.absolute()}),
+        source=settings.source.absolute(),
         recipe=settings.recipe,
         encoder=settings.encoder.model_copy(update={"root": settings.encoder.root.absolute()}),
         cache=settings.cache.model_copy(update={"path": settings.cache.path.absolute()}),

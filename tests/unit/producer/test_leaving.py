@@ -1,0 +1,48 @@
+"""Workers come and go while a training runs: the order of samples stays, and nothing is lost or left."""
+
+import threading
+from pathlib import Path
+
+from tests.unit.producer.farm import farm, schedule, until
+from tests.unit.producer.test_worker import made
+
+
+def test_the_sequence_is_the_same_with_one_worker_then_three_then_two(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        workers = [running.worker("w0")]
+        source = running.source()
+        source.hello(0)
+        source.follow(schedule, 0, 30)
+        got, leaving = [], []
+        for step in range(30):
+            if step == 8:
+                workers += [running.worker("w1"), running.worker("w2")]
+                until(lambda: len(running.status()["workers"]) == 3)
+            if step == 18:
+                # The one that has been there from the start, with all that it holds.
+                leaving = [threading.Thread(target=workers[0].leave, args=(20.0,))]
+                leaving[0].start()
+            got += [source.next_unit(unit).serialize().to_pybytes() for unit in schedule(step)]
+            source.ack(step)
+        leaving[0].join(30)
+        assert got == made(30)
+        status = running.status()
+        assert set(status["workers"]) == {"w1", "w2"}
+        assert status["lost"] == status["silenced"] == status["failed"] == 0
+
+
+def test_a_worker_that_leaves_at_once_hands_back_what_it_holds_to_be_made_again(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        first = running.worker("w0")
+        running.source().hello(0)
+        until(lambda: running.status()["units_ahead"] > 4)
+        running.worker("w1")
+        until(lambda: len(running.status()["workers"]) == 2)
+        first.leave(0.0)
+        until(lambda: set(running.status()["workers"]) == {"w1"})
+        until(lambda: running.status()["units_ahead"] > 4 and running.status()["units_kept"] == 3)
+        source = running.source(incarnation=2)
+        source.hello(0)
+        source.follow(schedule, 0, 3)
+        got = [source.next_unit(unit).serialize().to_pybytes() for step in range(3) for unit in schedule(step)]
+        assert got == made(3) and running.status()["lost"] == 0
