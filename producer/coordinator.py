@@ -7,9 +7,8 @@ not begun, units no trainer needs are forgotten, and a worker or trainer that fa
 Every public method is one message of producer/api/protocol.py and takes the time (seconds, any origin, never back).
 """
 
-import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from producer.api.channel import RefusedError
@@ -35,11 +34,10 @@ from producer.demand import Demand, Trainer
 from producer.journal import Journal, first_line, texts
 from producer.ledger import Ledger, Worker
 from producer.switches import Switches, heard
+from producer.trouble import Troubles
 
 _RATE_S = 30.0  # images/s are counted over this long
-_RETRY_S = (1.0, 60.0)  # the pause after a failed try at a unit: the first one, and the longest
 _DEATHS = 2  # of workers over a unit, until it is made sample by sample
-_TROUBLES = 256  # units whose failures are remembered
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class Limits:
     lease_s: float = 10.0  # a worker's
     late_s: float = 300.0  # on one unit; another worker then gets it too
     trainer_s: float = 3600.0  # a trainer's
-
-
-@dataclass
-class _Trouble:
-    """Why a unit is not there: how often making it failed, the last reason, and when each worker may try again."""
-
-    failures: int = 0
-    reason: str = ""
-    until: dict[str, float] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -74,7 +63,7 @@ class Coordinator:
         self.demand = Demand(offer)
         self.ledger = Ledger(self.demand.reopen)
         self.counts = dict.fromkeys(("registered", "samples", "rejected", "refused", "lost", "failed", "late"), 0)
-        self._troubles: dict[UnitId, _Trouble] = {}
+        self._troubles = Troubles()
         self._recent: deque[tuple[float, int]] = deque()  # when, samples registered
         self._start = self._swept = now
 
@@ -134,11 +123,7 @@ class Coordinator:
         self.ledger.unlease(said.unit, said.worker)
         if said.unit in self.ledger.held:
             return Answer(True)  # another has made it
-        trouble = self._trouble(said.unit)
-        trouble.failures += 1
-        trouble.reason = f"making it failed {trouble.failures} times, last {said.worker}: {said.reason}"
-        first, longest = _RETRY_S
-        trouble.until[said.worker] = now + min(longest, first * 2.0 ** min(trouble.failures - 1, 10))
+        self._troubles.failed(said.unit, said.worker, said.reason, now)
         return Answer(True)
 
     # What trainers say.
@@ -203,9 +188,7 @@ class Coordinator:
         self.counts["lost"] += 1
         self.ledger.drop(said.unit)
         self.demand.ask(said.unit, now)
-        trouble = self._trouble(said.unit)
-        trouble.until[held.worker] = now + self.limits.lease_s
-        trouble.reason = f"{held.worker} did not deliver it"
+        self._troubles.lost(said.unit, held.worker, now + self.limits.lease_s)
         return Answer(True)
 
     def goodbye(self, said: Goodbye, now: float) -> Answer:
@@ -326,10 +309,7 @@ class Coordinator:
 
     def _may(self, worker: str, unit: UnitId, now: float) -> bool:
         """Whether `worker` may try `unit`: others go first after it failed, or lost it and there are others."""
-        trouble = self._troubles.get(unit)
-        if trouble is None or (not trouble.failures and len(self.ledger.workers) == 1):
-            return True
-        return now >= trouble.until.get(worker, -math.inf)
+        return self._troubles.may(unit, worker, now, alone=len(self.ledger.workers) == 1)
 
     def _relearn(self, said: Lease, worker: Worker, now: float) -> None:
         """Make what is known of a worker equal to what it says."""
@@ -380,11 +360,6 @@ class Coordinator:
         if encoder != self.offer.encoder:
             ours = self.offer.encoder
             raise RefusedError(f"{name}: its encoder is {encoder}, the coordinator's is {ours}; start it anew")
-
-    def _trouble(self, unit: UnitId) -> _Trouble:
-        if len(self._troubles) >= _TROUBLES and unit not in self._troubles:
-            del self._troubles[next(iter(self._troubles))]
-        return self._troubles.setdefault(unit, _Trouble())
 
     def _why(self, unit: UnitId) -> str:
         if unit in self.ledger.leased:

@@ -27,6 +27,7 @@ class Trainer:
     seen: float
     cursor: int = 0
     holes: list[int] = field(default_factory=list)
+    ranks: int = 0  # that share a step; 0: not said
 
 
 class Demand:

@@ -245,13 +245,14 @@ class FlightSource:
         self._watcher = self._run(self._watch)
         atexit.register(self.close)
 
-    def hello(self, step: int, plan: str = "") -> Welcome:
-        """Say that training starts at `step`, and by which `plan` it trained the one before; what is in force now.
+    def hello(self, step: int, plan: str = "", ranks: int = 0) -> Welcome:
+        """Say that training starts at `step`, by which `plan` it trained the one before, and how many `ranks` share it.
 
-        SourceError after `start_s`, or if the producers' journal has another plan for that step.
+        The answer is what is in force now. SourceError after `start_s`, or if the producers' journal has another plan
+        for the step before.
         """
         self._producers.step = step
-        message = Hello(self._producers.trainer, self._producers.incarnation, step, plan)
+        message = Hello(self._producers.trainer, self._producers.incarnation, step, plan, ranks)
         welcome = self._producers.answered(lambda to: to.ask("hello", message, Welcome))
         self._producers.welcome, self._producers.plans = welcome, Plans(step, welcome.plan, welcome.entry)
         return welcome

@@ -14,14 +14,18 @@ def deal(units: int, ranks: int, rank: int) -> list[int]:
     ([0, 7], [3, 4])
     """
     if ranks < 1 or units < 1 or units % ranks:
-        divisors = [count for count in range(1, units + 1) if units % count == 0]
         raise DealError(
             f"{ranks} data-parallel ranks cannot share {units} units a step evenly: "
-            f"use {_choice(divisors)} ranks, or change recipe.units"
+            f"use {_choice(divisors(units))} ranks, or change recipe.units"
         )
     if not 0 <= rank < ranks:
         raise DealError(f"rank {rank} is not one of {ranks} data-parallel ranks")
     return [lap * ranks + (rank if lap % 2 == 0 else ranks - 1 - rank) for lap in range(units // ranks)]
+
+
+def divisors(units: int) -> list[int]:
+    """How many ranks may share `units` units a step."""
+    return [count for count in range(1, units + 1) if units % count == 0]
 
 
 def _choice(numbers: list[int]) -> str:

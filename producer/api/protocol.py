@@ -10,7 +10,7 @@ The coordinator only answers: it knows which units are wanted, leased and held w
     trainer -> coordinator   action "ack"       Ack       -> Answer     units through a step are no longer needed
     trainer -> coordinator   action "lost"      Lost      -> Answer     a holder did not deliver; lease it again
     trainer -> coordinator   action "goodbye"   Goodbye   -> Answer     training is over; nothing is made for it
-    anyone  -> coordinator   action "recipes"   {}        -> Recipes    the recipe journal, and what may still change
+    anyone  -> coordinator   action "recipes"   Question  -> Recipes    the recipe journal, and what may still change
     anyone  -> coordinator   action "propose"   Propose   -> Proposed   another recipe, from a step on
     anyone  -> coordinator   action "status"    {}        -> dict       counters for people
     trainer -> worker        do_get(UnitId)               -> one record batch (see unit.py)
@@ -103,13 +103,14 @@ class Failed:
 class Hello:
     """A trainer starts or resumes at `step`; `incarnation` grows with every start of it.
 
-    `plan` is the one that it trained the step before by, if it knows.
+    `plan` is the one that it trained the step before by, if it knows; `ranks` data-parallel ranks share a step.
     """
 
     trainer: str
     incarnation: int
     step: int
     plan: str = ""
+    ranks: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,21 @@ class Goodbye:
 
 
 @dataclass(frozen=True)
+class Question:
+    """It needs no words."""
+
+
+@dataclass(frozen=True)
 class Recipes:
-    """The journal's lines; `least` is the first step that may still change, relied on in `wait_s`."""
+    """The journal's lines; `least` is the first step that may still change, relied on in `wait_s`.
+
+    `ranks` is the largest number of data-parallel ranks that share a step now, 0 if none has said so.
+    """
 
     lines: tuple[str, ...]
     least: int
     wait_s: float
+    ranks: int = 0
 
 
 @dataclass(frozen=True)
