@@ -71,6 +71,7 @@ class WorkerHost:
                 access=Access(token, said.tls, said.plaintext),
                 host=said.host,
                 advertise=reachable(said.host),
+                local=True,
                 memory_bytes=said.worker_bytes,
                 stuck_s=2 * said.late_s,
                 give_up=_give_up,

@@ -85,11 +85,16 @@ class UnitServer(GuardedServer):
 
 
 class Doors:
-    """Open from construction to `shut`. `address` is what trainers are told, with `advertise` for the host if given."""
+    """Open from construction to `shut`. `address` is what trainers are told, with `advertise` for the host if given.
 
-    def __init__(self, ring: Ring, *, host: str, port: int, access: Access | str, advertise: str = "") -> None:
+    `local` opens the Unix socket as well.
+    """
+
+    def __init__(
+        self, ring: Ring, *, host: str, port: int, access: Access | str, advertise: str = "", local: bool = False
+    ) -> None:
         self._servers = [UnitServer(ring, gate(host, port, access))]
-        self._socket = new_socket()
+        self._socket = new_socket() if local else None
         if self._socket is not None:
             try:
                 self._servers.append(UnitServer(ring, local_gate(self._socket, access)))

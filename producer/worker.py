@@ -80,6 +80,7 @@ class WorkerSetup:
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""  # the host that others are told, if another than `host`
+    local: bool = False  # trainers of this user on this machine come in by a Unix socket
     memory_bytes: int = 4 << 30  # of units held; beyond it only units someone waits for are made
     stuck_s: float = math.inf  # in one unit until `give_up` is called: the device or a decoder hangs
     give_up: Callable[[], None] = lambda: None  # ends the process, since a thread that hangs cannot be ended
@@ -92,7 +93,12 @@ class Worker:
         self._setup, self._maker = setup, maker
         self._ring = Ring()
         self._doors = Doors(
-            self._ring, host=setup.host, port=setup.port, access=setup.access, advertise=setup.advertise
+            self._ring,
+            host=setup.host,
+            port=setup.port,
+            access=setup.access,
+            advertise=setup.advertise,
+            local=setup.local,
         )
         self.address = self._doors.address
         self._incarnation = time.time_ns() + next(_starts)
