@@ -117,7 +117,7 @@ _JUDGED = (("score", pa.float64()), ("note", pa.string()))
 
 
 def _score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
-    rows, samples = zip(*(_look(reader, one, stage) for one in raw), strict=True)
+    rows, samples = zip(*(look(reader, one, stage) for one in raw), strict=True)
     scores = [one.score(samples) for one in stage.single]
     for position, row in enumerate(rows):
         for one, judged in zip(stage.single, scores, strict=True):
@@ -125,7 +125,7 @@ def _score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator
         yield row
 
 
-def _look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:
+def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:
     """Read and decode one sample: its row of facts, and what operators see."""
     row: dict[str, Any] = {
         "key": raw.key,
