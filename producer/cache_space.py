@@ -60,7 +60,7 @@ class Space:
             self._next_scan = time.monotonic() + max(_SCAN_S, _SCAN_SHARE * took)
             if self._total + size > self.limit:
                 raise FullError(errno.EDQUOT, f"cache.limit_bytes {self.limit}: all of it is in use")
-        free = shutil.disk_usage(self.path).free
+        free = self._free()
         if free - size < self.spare:
             raise FullError(errno.ENOSPC, f"{free} bytes are free on its disk, cache.spare_bytes are {self.spare}")
         self._total += size
@@ -71,6 +71,9 @@ class Space:
             with suppress(OSError), locked(Path(entry.path)) as mine:
                 if mine:
                     os.unlink(entry.path)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.path).free
 
     def _scan(self, size: int) -> None:
         aside = sorted(entries(self.path, (".damaged",)))

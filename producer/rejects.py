@@ -7,6 +7,7 @@ Where a unit ended its workers, the journal also says what is tried of it, befor
 sample's key and part, or nothing at the attempt's end. An attempt whose last line names something died over it.
 """
 
+import errno
 import json
 import os
 import threading
@@ -24,6 +25,10 @@ KILLED = "killed its worker"
 
 class RejectsError(ValueError):
     """The journal cannot be read or written."""
+
+
+class JournalFullError(RejectsError):
+    """The journal's disk is full: what would be journaled is not served until there is room."""
 
 
 class Attempt:
@@ -101,12 +106,13 @@ class Rejects:
                     torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
                     raw = b"\n" * torn + raw
                     if os.write(file, raw) != len(raw):
-                        raise RejectsError(f"{self.path}: the disk is full")
+                        raise JournalFullError(f"{self.path}: the disk is full")
                     os.fsync(file)
                 finally:
                     os.close(file)
             except OSError as error:
-                raise RejectsError(f"{self.path}: {error.strerror}") from None
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                raise (JournalFullError if full else RejectsError)(f"{self.path}: {error.strerror}") from None
 
     def _catch_up(self) -> None:
         try:

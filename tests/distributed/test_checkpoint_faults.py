@@ -4,7 +4,6 @@ The tests here are short forms; tests/soak runs the same functions with more rou
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import random
@@ -25,6 +24,7 @@ from consumer.ema import Ema
 from consumer.saver import Saver, SaveReport
 from parallel.engine import Engine
 from parallel.mesh import Mesh
+from tests.disk import MS_RDONLY, MS_REMOUNT, mounted
 from tests.distributed import tiny
 from tests.distributed.ranks import Ranks, RanksError
 from tests.distributed.saving import (
@@ -44,10 +44,6 @@ from tests.distributed.saving import (
 )
 from tests.distributed.saving import here as here
 from tests.distributed.saving import weights as weights
-
-# From linux/sched.h and linux/mount.h.
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
-_MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 16384, 1 << 18
 
 
 def two_on_rank(folder: str) -> None:
@@ -309,25 +305,6 @@ def test_a_disk_full_on_one_rank_never_stops_training_until_it_was_full_for_too_
     assert names(root) == one["end"] == one["saved"] and latest(root) == root / one["saved"][-1]
 
 
-def mounted(size: int, at: Path, *flags: int) -> None:
-    """A file system of `size` bytes of this process alone; OSError where the kernel does not let it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(code: int) -> None:
-        if code:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    options = f"size={size}".encode()
-    if not flags:
-        user, group = os.getuid(), os.getgid()
-        call(libc.unshare(_CLONE_NEWNS | _CLONE_NEWUSER))
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-        call(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
-    call(libc.mount(b"tmpfs", str(at).encode(), b"tmpfs", sum(flags), options))
-
-
 def small_disk_on_rank(folder: str) -> dict[str, Any] | str:
     """Save to a disk that fills up, that is cleared, that turns read-only and back."""
     root, ballast = Path(folder) / "disk" / "checkpoints", Path(folder) / "disk" / "ballast"
@@ -356,10 +333,10 @@ def small_disk_on_rank(folder: str) -> dict[str, Any] | str:
     unready()
     ballast.unlink()
     saver.save(step, {}, wait=True)
-    mounted(64_000_000, root.parent, _MS_REMOUNT, _MS_RDONLY)
+    mounted(64_000_000, root.parent, MS_REMOUNT, MS_RDONLY)
     step += 1
     unready()
-    mounted(64_000_000, root.parent, _MS_REMOUNT)
+    mounted(64_000_000, root.parent, MS_REMOUNT)
     saver.save(step, {}, wait=True)
     saver.close()
     found = newest(root, here)
