@@ -28,6 +28,7 @@ from producer.encode import require_folders
 from producer.index import Index
 from producer.metrics import FleetMetrics, Look
 from producer.produce import EncodeJob
+from producer.proposal import opening
 from producer.scaling import Scaler, Sight, busy_share
 
 if TYPE_CHECKING:
@@ -180,13 +181,15 @@ class Tally:
 def job(settings: Settings) -> EncodeJob:
     """What the workers are to make."""
     cost = CostModel.of(settings.model)
+    recipe, generation = opening(settings.fleet.journal_file, settings.recipe, settings.curate.index)
     return EncodeJob(
         index=settings.curate.index.absolute(),
+        generation=generation,
         rejects=settings.fleet.rejects_file.absolute(),
         seed=settings.run.seed,
         cost=(cost.per_token, cost.per_pair),
         source=settings.source.absolute(),
-        recipe=settings.recipe,
+        recipe=recipe,
         encoder=settings.encoder.model_copy(update={"root": settings.encoder.root.absolute()}),
         cache=settings.cache.model_copy(update={"path": settings.cache.path.absolute()}),
     )

@@ -2,11 +2,12 @@
 
     python launch/recipe.py apply NEW.toml --from-step 12000|next [--restart] [--ranks N] [key.path=value ...]
     python launch/recipe.py show CONFIG [key.path=value ...]
+    python launch/recipe.py check CONFIG --ranks N [key.path=value ...]
 
 NEW.toml is the config that the producers were started with, but for [recipe] and a newer index generation (curate
 again, then apply). Takes effect at the step named, on all ranks; `next` is the first step that no trainer was given
 units of. Refused, with nothing changed, if that step is past, the recipe does not fit, or ranks would wait too much
-for each other.
+for each other. `check` predicts that wait before anything runs, and needs no producers.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from producer.api.protocol import Question, Recipes
 from producer.cost import CostModel
 from producer.index import Index
 from producer.journal import Line, from_text, read
-from producer.plan import Terms
+from producer.plan import Plan, Terms
 from producer.proposal import Applied, apply
 
 
@@ -31,6 +32,8 @@ def main() -> int:
     settings = load(Settings, arguments.config, arguments.overrides)
     if arguments.command == "show":
         show(settings)
+    elif arguments.command == "check":
+        check(settings, arguments.ranks)
     else:
         report(change(settings, arguments.from_step, restart=arguments.restart, ranks=arguments.ranks))
     return 0
@@ -64,7 +67,19 @@ def report(applied: Applied) -> None:
     if applied.waiting:
         print(f"  {applied.waiting:,} samples were seen in the open pass and wait for the next")
     for ranks, imbalance in applied.imbalance.items():
-        print(f"  the costliest of {ranks} data-parallel ranks is predicted {imbalance:.1%} above the mean")
+        print(f"  {_said(ranks, imbalance)}")
+
+
+def check(settings: Settings, ranks: int) -> None:
+    """Say how equal the work of `ranks` ranks would be by the settings' recipe; PlanError above its limit."""
+    index = Index.open(settings.curate.index)
+    cost = CostModel.of(settings.model)
+    plan = Plan(index.id, index.table, settings.recipe, seed=settings.run.seed, cost=cost)
+    print(_said(ranks, plan.check(ranks)))
+
+
+def _said(ranks: int, imbalance: float) -> str:
+    return f"the costliest of {ranks} data-parallel ranks is predicted {imbalance:.1%} above the mean"
 
 
 def show(settings: Settings) -> None:
@@ -115,7 +130,7 @@ def _step(text: str) -> int | None:
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("apply", "show"):
+    for name in ("apply", "show", "check"):
         command = commands.add_parser(name)
         command.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file")
         command.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings laid over the file's")
@@ -124,8 +139,15 @@ def _parsed() -> argparse.Namespace:
                 "--from-step", type=_step, required=True, metavar="N|next", help="when it takes effect"
             )
             command.add_argument("--restart", action="store_true", help="begin another pass of the data")
-            command.add_argument("--ranks", type=int, default=0, help="data-parallel ranks; without: as trainers say")
-    return parser.parse_args()
+        if name != "show":
+            said = "data-parallel ranks" + ("; without: as trainers say" if name == "apply" else "")
+            command.add_argument("--ranks", type=int, default=0, required=name == "check", help=said)
+    # Settings may also come after options, which argparse does not know of subcommands.
+    arguments, rest = parser.parse_known_args()
+    if any(word.startswith("-") for word in rest):
+        parser.error(f"unknown: {' '.join(rest)}")
+    arguments.overrides += rest
+    return arguments
 
 
 if __name__ == "__main__":

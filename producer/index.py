@@ -147,6 +147,12 @@ def _check_keys(path: Path, keys: pa.ChunkedArray) -> None:
         )
 
 
+def latest(path: Path) -> str | None:
+    """The name of the newest generation of the index at `path`; None if it holds none."""
+    found = _latest(path)
+    return found.name if found else None
+
+
 def _latest(path: Path) -> Path | None:
     if not path.is_dir():
         return None

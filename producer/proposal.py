@@ -4,6 +4,7 @@ Nothing of the running fleet is touched until the coordinator has taken the entr
 """
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import pyarrow as pa
 from producer.api.deal import divisors
 from producer.api.protocol import Propose, Proposed, Question, Recipes
 from producer.cost import CostModel
-from producer.index import Index
+from producer.index import Index, latest
 from producer.journal import JournalError, Line, from_text, read, successor, to_text
 from producer.plan import Plan, PlanError, Terms
 from producer.recipe import RecipeConfig
+
+log = logging.getLogger(__name__)
 
 # A trainer may be given the next step between the question and the proposal: then the next one is proposed.
 _TRIES = 50
@@ -148,6 +151,7 @@ def opening(path: Path, recipe: RecipeConfig, index: Path) -> tuple[RecipeConfig
 
     Without a journal these are `recipe` and the latest generation. With one they are its first entry's, and `recipe`
     must be one of the journal's: whoever changed it in the config wants something that the journal does not say.
+    JournalError if it is not, or if the index is another one.
     """
     lines = read(path)
     if not lines or not lines[0].body:
@@ -166,4 +170,7 @@ def opening(path: Path, recipe: RecipeConfig, index: Path) -> tuple[RecipeConfig
             f"{path}: begins over the index at {known[0].index}, curate.index is {index.absolute()}; set it back, or "
             "move the journal away to begin anew"
         )
+    newest = latest(index)
+    if newest not in (None, known[-1].generation):
+        log.warning("%s is newer than %s in force: launch/recipe.py apply", newest, known[-1].generation)
     return known[0].recipe, known[0].generation
