@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -118,11 +119,29 @@ def _temporary_folder() -> Iterator[Path]:
     with exclusive(folder.with_suffix(_OWNER), timeout_s=0):
         _adopt_orphans(True)
         try:
-            yield folder
+            with _watched(folder):
+                yield folder
         finally:
             _end_processes(folder)
             _adopt_orphans(False)
             _remove(folder)
+
+
+@contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """Have a child end what works in `folder` if this process is killed in the block."""
+    watch = [sys.executable, "-m", "producer.cluster_watch", str(folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Neither our terminal's signals nor those to our group are for it.
+    child = subprocess.Popen(
+        watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        # By now there is nothing that it could do which _end_processes does not.
+        child.kill()
+        child.communicate()
 
 
 def _remove(folder: Path) -> None:

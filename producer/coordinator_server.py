@@ -124,7 +124,8 @@ class CoordinatorServer(GuardedServer):
     def _wait(self, unit: UnitId, seconds: float) -> None:
         mine = threading.Condition(self._lock)
         self._waiting.setdefault(unit, []).append(mine)
-        if not mine.wait(seconds):
+        if not mine.wait(seconds) and mine in self._waiting.get(unit, ()):
+            # Else it was woken between its time's end and here.
             self._waiting[unit].remove(mine)
             if not self._waiting[unit]:
                 del self._waiting[unit]

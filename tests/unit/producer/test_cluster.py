@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -54,3 +55,26 @@ def test_the_path_stays_short_enough_for_rays_sockets(tmp_path: Path, monkeypatc
     with _temporary_folder() as folder:
         assert len(str(folder)) + 63 <= 107
     assert not list(deep.iterdir())
+
+
+# Watches a folder, starts a process as Ray does, which must not end with its parent, and is killed.
+KILLED = """
+import os, subprocess, sys
+from producer.cluster import _temporary_folder
+with _temporary_folder() as folder:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"--temp-dir={folder}/x"])
+    print(child.pid, folder, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_owner_leaves_ends_at_once() -> None:
+    ran = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, timeout=60)
+    pid, folder = ran.stdout.split()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.05)
+    while Path(folder).exists():
+        assert time.monotonic() < deadline, "its folder stays"
+        time.sleep(0.05)

@@ -1,9 +1,10 @@
 """Workers come and go while a training runs: the order of samples stays, and nothing is lost or left."""
 
 import threading
+import time
 from pathlib import Path
 
-from tests.unit.producer.farm import farm, schedule, until
+from tests.unit.producer.farm import farm, schedule, train, until
 from tests.unit.producer.test_worker import made
 
 
@@ -46,3 +47,21 @@ def test_a_worker_that_leaves_at_once_hands_back_what_it_holds_to_be_made_again(
         source.follow(schedule, 0, 3)
         got = [source.next_unit(unit).serialize().to_pybytes() for step in range(3) for unit in schedule(step)]
         assert got == made(3) and running.status()["lost"] == 0
+
+
+def test_a_question_that_is_answered_just_as_its_time_ends_is_no_error(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        server, unit, ended = running.coordinator, train(0, 0), threading.Event()
+
+        def wait() -> None:
+            with server._lock:
+                server._wait(unit, 0.05)
+            ended.set()
+
+        threading.Thread(target=wait, daemon=True).start()
+        until(lambda: unit in server._waiting)
+        with server._lock:
+            # By its end the time is up, and the waiting thread wants the lock.
+            time.sleep(0.3)
+            server._wake(unit)
+        assert ended.wait(10.0)
