@@ -1,7 +1,8 @@
 """From a unit's id to the unit: the plan says which samples, the source has their bytes, the encoders do the rest.
 
-Reading, decoding and resizing run on a bounded pool of threads, for the next units too while the device encodes this
-one. Threads decide when a picture is there, never what is made of it.
+Three things go on at once: a bounded pool of threads reads, decodes and resizes for the next units, the device's own
+thread encodes, and the caller packs and keeps what was encoded. Threads decide when a picture is there, never what is
+made of it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 
 from producer.api.bucket import Bucket
 from producer.api.protocol import Welcome
-from producer.api.unit import Header, Latent, UnitId, pack
+from producer.api.unit import Encoded, Header, Latent, UnitId, pack
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
 from producer.encode import Encoder, EncoderConfig, Raw, picture
@@ -79,6 +80,29 @@ class _Begun:
             future.cancel()
 
 
+@dataclass
+class _Made:
+    """A unit after the device, with reasons that are not in the journal yet."""
+
+    begun: _Begun
+    encoded: list[Encoded]
+    reasons: dict[str, str]
+    cached: int
+
+
+@dataclass
+class _Job:
+    """A unit under way."""
+
+    begun: "Future[_Begun]"
+    made: "Future[_Made]"
+
+    def cancel(self) -> None:
+        self.made.cancel()
+        if not self.begun.cancel():
+            self.begun.add_done_callback(_let_go)
+
+
 class UnitMaker:
     """Makes the units of one plan. The same unit always comes out the same, whatever the cache holds."""
 
@@ -93,7 +117,8 @@ class UnitMaker:
         self._cache = LatentCache(job.cache)
         self._stages = Stages()
         self._encoder = Encoder(job.encoder, self._stages)
-        self._encoder.probe({bucket for size in job.recipe.resolutions for bucket in job.recipe.buckets(size)})
+        self._buckets = _buckets(job.recipe)
+        self._encoder.probe(self._buckets)
         self._stages.clear()
         self._tables[self._plan.id] = index.table.select(_COLUMNS)
         terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
@@ -106,8 +131,8 @@ class UnitMaker:
         )
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads
-        self._pool = self._new_pool()
-        self._ahead: dict[UnitId, Future[_Begun]] = {}
+        self._start()
+        self._ahead: dict[UnitId, _Job] = {}
 
     @property
     def offer(self) -> Welcome:
@@ -120,15 +145,14 @@ class UnitMaker:
         SourceError if the source cannot be read now: that is no fault of the samples.
         """
         if unit.stream == "empty":
-            return pack(self._header(self._offer.plan, unit, 0), [self._encoder.empty()]), 0
+            empty = self._device.submit(self._encoder.empty).result()
+            return pack(self._header(self._offer.plan, unit, 0), [empty]), 0
         with self._lock:
-            begun = self._ahead.pop(unit, None) or self._pool.submit(self._begin, unit)
-        with self._stages("wait", 0):
-            found = begun.result()
+            job = self._ahead.pop(unit, None) or self._submit(unit)
         try:
-            return self._make(found)
+            return self._finish(job.made.result())
         finally:
-            found.cancel()
+            job.cancel()
 
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
         """The same for a unit that ended earlier workers, one sample at a time and nothing beside it.
@@ -139,8 +163,12 @@ class UnitMaker:
             return self(unit)
         with self._lock:
             self._ahead.clear()
-            ending, self._pool = self._pool, self._new_pool()
-        ending.shutdown(wait=True, cancel_futures=True)
+            ending = self._pool, self._device
+            self._start()
+        for threads in ending:
+            threads.shutdown(wait=False, cancel_futures=True)
+        for threads in ending:
+            threads.shutdown(wait=True)
         begun = self._look(unit)
         with self._rejects.attempt(begun.plan.plan, unit) as attempt:
             for row in begun.rows:
@@ -148,23 +176,29 @@ class UnitMaker:
             if attempt.deaths("", "unit") >= _DEATHS:
                 self._leave_out(begun, [str(row["key"]) for row in begun.rows], _TOGETHER)
             attempt.begin("", "unit")
-            return self._make(begun)
+            return self._finish(self._encode(begun))
 
     def expect(self, units: Sequence[UnitId]) -> None:
         """Begin what takes no device for `units`, and let go of others that were begun."""
         with self._lock:
             for unit in self._ahead.keys() - set(units):
-                begun = self._ahead.pop(unit)
-                if not begun.cancel():
-                    begun.add_done_callback(_let_go)
+                self._ahead.pop(unit).cancel()
             for unit in units:
                 if unit.stream != "empty" and unit not in self._ahead:
-                    self._ahead[unit] = self._pool.submit(self._begin, unit)
+                    self._ahead[unit] = self._submit(unit)
 
     def adopt(self, line: Line) -> None:
-        """Compile another entry of the recipe journal; PlanError, RecipeError, IndexFormatError: it does not fit."""
+        """Compile another entry of the recipe journal.
+
+        PlanError, RecipeError, IndexFormatError or EncoderError says why it does not fit.
+        """
         terms = Terms.of(line.body)
         index = Index.open(terms.index, terms.generation)
+        buckets = _buckets(terms.recipe)
+        if buckets - self._buckets:
+            # What does not fit must not be begun; units of the steps before still are.
+            self._device.submit(self._encoder.probe, buckets).result()
+            self._buckets |= buckets
         self._tables[line.id] = index.table.select(_COLUMNS)
         self._plan.extend(line.id, line.from_step, terms, index.id, index.table)
         with self._lock:
@@ -172,23 +206,29 @@ class UnitMaker:
                 self._ahead.pop(unit).cancel()
 
     def numbers(self) -> dict[str, float]:
-        """STAGE_seconds and STAGE_samples of read, decode, vae and text; wait_seconds of the device for pictures;
+        """STAGE_seconds and STAGE_samples of read, decode, vae, text and pack; wait_seconds of the device for pictures;
         cached_samples; left_out_KIND; and what the cache counts.
         """
         return self._stages.counts() | {f"cache_{name}": count for name, count in self._cache.counts.items()}
 
     def close(self) -> None:
         """Begin nothing more, and write what the cache still gathers."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._pool, self._device):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._cache.flush()
 
     def _header(self, plan: str, unit: UnitId, rejected: int) -> Header:
         return Header(plan, unit, self._offer.encoder, rejected)
 
-    # Before the device.
+    def _start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
 
-    def _new_pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+    def _submit(self, unit: UnitId) -> _Job:
+        begun = self._pool.submit(self._begin, unit)
+        return _Job(begun, self._device.submit(self._encode_begun, begun))
+
+    # Before the device.
 
     def _look(self, unit: UnitId) -> _Begun:
         """What `unit` consists of, and what is known of that already."""
@@ -228,10 +268,15 @@ class UnitMaker:
 
     # The device.
 
-    def _make(self, begun: _Begun) -> tuple[pa.RecordBatch, int]:
-        plan, unit = begun.plan, begun.plan.unit
+    def _encode_begun(self, begun: "Future[_Begun]") -> _Made:
+        with self._stages("wait", 0):
+            found = begun.result()
+        return self._encode(found)
+
+    def _encode(self, begun: _Begun) -> _Made:
+        plan = begun.plan
         # Others may have left out more since this was begun.
-        journaled = self._rejects.known(plan.plan, unit)
+        journaled = self._rejects.known(plan.plan, plan.unit)
         left_out = begun.left_out | journaled
         known = {key: latent for key, latent in begun.known.items() if key not in left_out}
         # Samples left out are still given, without their pictures: captions are encoded together.
@@ -240,11 +285,17 @@ class UnitMaker:
         with _alive():
             encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known)
         reasons = {key: left_out.get(key, reason) for key, reason in rejected if key not in journaled}
-        self._journal(plan, reasons)
-        self._cache.put({begun.keys[s.key]: s.latent for s in encoded if s.key not in known})
-        self._stages.add("cached_samples", len(known))
-        missing = len(samples) - len(encoded)
-        return pack(self._header(plan.plan, unit, missing), encoded), missing
+        return _Made(begun, encoded, reasons, len(known))
+
+    def _finish(self, made: _Made) -> tuple[pa.RecordBatch, int]:
+        """Journal, keep and pack what was encoded: the unit, and how many of its samples are missing."""
+        begun, plan = made.begun, made.begun.plan
+        with self._stages("pack", len(made.encoded)):
+            self._journal(plan, made.reasons)
+            self._cache.put({begun.keys[s.key]: s.latent for s in made.encoded if s.key not in begun.known})
+            self._stages.add("cached_samples", made.cached)
+            missing = len(begun.rows) - len(made.encoded)
+            return pack(self._header(plan.plan, plan.unit, missing), made.encoded), missing
 
     def _pictures(self, begun: _Begun, keys: list[str], left_out: dict[str, str]) -> Iterator[np.ndarray | str]:
         for key in keys:
@@ -291,6 +342,10 @@ class UnitMaker:
         fresh = {key: reason for key in keys if key not in begun.left_out}
         self._journal(begun.plan, fresh)
         begun.left_out |= fresh
+
+
+def _buckets(recipe: RecipeConfig) -> set[Bucket]:
+    return {bucket for size in recipe.resolutions for bucket in recipe.buckets(size)}
 
 
 def _let_go(begun: "Future[_Begun]") -> None:
