@@ -35,6 +35,8 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
 ]
+# Bytes that were changed on their way make Arrow raise its own errors, or OSError.
+_FAULTS = (flight.FlightError, pa.ArrowException, OSError)
 _WHY_S = 1.5  # for a look at what keeps a connection from being made
 
 # Arrow's own buffers start at odd addresses, which torch refuses; aligning them costs one copy.
@@ -109,7 +111,7 @@ class Channel:
         action = flight.Action(kind, body)
         try:
             results = [result.body.to_pybytes() for result in self._client.do_action(action, self._call(timeout_s))]
-        except (flight.FlightError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise self._meaning(error) from None
         if len(results) != 1:
             raise ProtocolError(f"{kind}: {len(results)} results from {self.address}, expected one")
@@ -119,7 +121,7 @@ class Channel:
         """The stream of `unit`. Reading it raises Flight's errors: put them through `meaning`."""
         try:
             return self._client.do_get(flight.Ticket(json.dumps(unit).encode()), self._call(timeout_s))
-        except (flight.FlightError, pa.ArrowException) as error:
+        except _FAULTS as error:
             raise self._meaning(error) from None
 
     def close(self) -> None:
