@@ -38,15 +38,16 @@ def test_twenty_deaths_leave_the_same_bits(layout: str, start: Start, tmp_path: 
 
 
 @pytest.mark.timeout(3000)
-def test_layouts_train_alike_for_a_hundred_steps(start: Start, tmp_path: Path, report: Report) -> None:
-    first = start(tmp_path / "saved", 4, "mesh.tp=2", *layouts.settings(layouts.BEFORE))
+@pytest.mark.parametrize("precision", layouts.TOLERANCE)
+def test_layouts_train_alike_for_a_hundred_steps(precision: str, start: Start, tmp_path: Path, report: Report) -> None:
+    first = start(tmp_path / "saved", 4, "mesh.tp=2", *layouts.settings(layouts.BEFORE, precision))
     assert first.wait(START_S) == 0, first.said()
-    steps = layouts.settings(layouts.BEFORE + LAYOUT_STEPS)
+    steps = layouts.settings(layouts.BEFORE + LAYOUT_STEPS, precision)
     reference = layouts.go_on(start, first.folder, "same", 4, "mesh.tp=2", *steps, deadline_s=LAYOUT_S)
     found = {}
     for name, (ranks, layout) in layouts.LAYOUTS.items():
         job = layouts.go_on(start, first.folder, name, ranks, *layout, *steps, deadline_s=LAYOUT_S)
-        found[name] = layouts.check_same_course(job, reference, layouts.BEFORE)
+        found[name] = layouts.check_same_course(job, reference, layouts.BEFORE, precision)
     report(steps=LAYOUT_STEPS, largest_relative_difference=found)
 
 
