@@ -23,7 +23,7 @@ from consumer.evaluate.pictures import Pictures
 from consumer.evaluate.validation import validation_loss
 from consumer.feed import Fed, Feed
 from consumer.guard import Guard, Verdict, record_bad
-from consumer.metrics import Sink, StepReport, tell
+from consumer.metrics import CheckpointReport, Sink, StepReport, tell
 from consumer.objective.flow import FlowObjective
 from consumer.phases import Phases
 from consumer.profiler import Profiler
@@ -66,6 +66,7 @@ class Training:
     config: TrainConfig
     schedule: ScheduleConfig
     flops: Callable[[int, int], float]  # of training on one sample with so many image and text tokens
+    executed: Callable[[int, int], float]  # what that is with recompute
     mesh: Mesh
     engine: Engine
     ema: Ema
@@ -174,8 +175,9 @@ def _backward(run: Training, step: int, fed: Sequence[Fed], phases: Phases) -> l
         # Gradients are reduced with the last unit's backward, or when they have been compared.
         with nullcontext() if index == len(fed) - 1 and not replays else run.engine.no_sync():
             each = _unit(run, step, unit, phases, first=index == 0 and not replays)
-        flops = sum(run.flops(*lengths) for lengths in zip(*unit.batch.lengths, strict=True))
-        run.stats.add(unit.batch, each, flops)
+        samples = list(zip(*unit.batch.lengths, strict=True))
+        flops, executed = (sum(count(*lengths) for lengths in samples) for count in (run.flops, run.executed))
+        run.stats.add(unit.batch, each, flops, executed * (1 + replays))
         losses.append(each)
     if replays:
         run.audit.computed()
@@ -266,7 +268,12 @@ def _validate(run: Training, held_out: list[Fed], done: int) -> None:
 
 
 def _acknowledge(run: Training, report: SaveReport | None) -> None:
-    """Producers may forget what is in a published checkpoint."""
+    """Say how a save ended; producers may forget what is in a published checkpoint."""
+    if report:
+        said = CheckpointReport(
+            report.step, report.published, report.why, report.seconds, report.stall_s, report.nbytes
+        )
+        tell(run.sinks, said)
     if report and report.published:
         run.feed.source.ack(report.step - 1)
 
@@ -304,5 +311,7 @@ def _tell(
         loss_by_bucket=totals.loss_by_bucket,
         split=split,
         skipped="" if verdict.action == "apply" else verdict.reason,
+        executed=totals.executed,
+        hfu=utilisation(totals.executed, seconds, peak) if peak else None,
     )
     tell(run.sinks, report)

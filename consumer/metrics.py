@@ -42,6 +42,8 @@ class StepReport:
     loss_by_bucket: dict[str, Part] = field(default_factory=dict)  # by HEIGHTxWIDTH
     split: dict[str, float] = field(default_factory=dict)  # seconds of rank 0 by phase, of the step before: see Phases
     skipped: str = ""  # why the update was not applied
+    executed: float = 0.0  # FLOPs with what is computed again: recompute, replays
+    hfu: float | None = None  # "hardware utilisation", mfu of what is executed
 
     @property
     def images_per_s(self) -> float:
@@ -82,10 +84,27 @@ class PicturesReport:
     seconds: float
 
 
-Report = StepReport | ValidationReport | PicturesReport
+@dataclass(frozen=True)
+class CheckpointReport:
+    """How a save that began after `step` steps ended; rank 0's numbers."""
+
+    step: int
+    published: bool
+    why: str  # it was not published
+    seconds: float  # from its start to its end, beside training
+    stall_s: float  # of them training waited
+    nbytes: int  # of rank 0's file
+
+
+Report = StepReport | ValidationReport | PicturesReport | CheckpointReport
 
 # How each kind of report is called in the files.
-_KINDS = {StepReport: "step", ValidationReport: "validation", PicturesReport: "pictures"}
+_KINDS = {
+    StepReport: "step",
+    ValidationReport: "validation",
+    PicturesReport: "pictures",
+    CheckpointReport: "checkpoint",
+}
 
 
 class Sink(Protocol):
@@ -99,7 +118,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line; `kind` is "step", "validation" or "pictures"."""
+    """One JSON object a line; `kind` is "step", "validation", "pictures" or "checkpoint"."""
 
     def __init__(self, path: Path, resumed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ class Totals:
     samples: int
     tokens: int
     flops: float
+    executed: float
     loss_by_level: dict[str, Part]  # by bins of sigma: "0.0-0.1" ... "0.9-1.0"; those without samples are left out
     loss_by_bucket: dict[str, Part]  # by HEIGHTxWIDTH
 
@@ -54,20 +55,27 @@ class Stats:
         self._losses: list[Tensor] = []
         self._sigmas: list[Tensor] = []
         self._sizes: list[tuple[int, int]] = []
-        self._tokens, self._flops = 0, 0.0
+        self._tokens, self._flops, self._executed = 0, 0.0, 0.0
 
-    def add(self, batch: Batch, each: Tensor, flops: float) -> None:
-        """Take in a unit: the losses `each` [b] of its samples, and its model FLOPs; no operator runs."""
+    def add(self, batch: Batch, each: Tensor, flops: float, executed: float = 0.0) -> None:
+        """Take in a unit: its samples' losses `each` [b], its model FLOPs and those executed; no operator runs."""
         if batch.keys:
             self._losses.append(each)
             self._sigmas.append(batch.sigma)
             self._sizes.extend(batch.sizes)
-            self._tokens, self._flops = self._tokens + batch.tokens, self._flops + flops
+            self._tokens += batch.tokens
+            self._flops, self._executed = self._flops + flops, self._executed + executed
 
     def reduced(self) -> Tensor:
         """The step's numbers for `read`, fp64 on the device, summed over the data-parallel ranks."""
         rows = [self._row.get(size, -1) for size in self._sizes]
-        counts = [len(rows), self._tokens, self._flops, *(rows.count(row) for row in range(len(self._row)))]
+        counts = [
+            len(rows),
+            self._tokens,
+            self._flops,
+            self._executed,
+            *(rows.count(row) for row in range(len(self._row))),
+        ]
         told = self.mesh.sent([*counts, *rows])
         losses = torch.cat([told[:0], *(each.double() for each in self._losses)])
         sigmas = torch.cat([told[:0], *(sigma.double() for sigma in self._sigmas)])
@@ -86,12 +94,12 @@ class Stats:
     @property
     def width(self) -> int:
         """How many numbers `reduced` gives."""
-        return 4 + 2 * len(self._row) + 2 * LEVELS
+        return 5 + 2 * len(self._row) + 2 * LEVELS
 
     def read(self, numbers: Sequence[float]) -> Totals:
         """What `reduced` said, once the caller has read it back: the first `width` of `numbers`."""
         left = iter(numbers)
-        loss, samples, tokens, flops = islice(left, 4)
+        loss, samples, tokens, flops, executed = islice(left, 5)
         names = [f"{height}x{width}" for height, width in self._row]
         in_buckets, bucket_losses = list(islice(left, len(names))), list(islice(left, len(names)))
         at_levels, level_losses = list(islice(left, LEVELS)), list(islice(left, LEVELS))
@@ -100,6 +108,7 @@ class Stats:
             round(samples),
             round(tokens),
             flops,
+            executed,
             _parts(_NAMES, level_losses, at_levels),
             _parts(names, bucket_losses, in_buckets),
         )

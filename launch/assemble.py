@@ -35,7 +35,7 @@ from launch.config import ConfigError
 from launch.console import TrainingView
 from launch.encoder_facts import latent_statistics
 from launch.settings import Settings
-from model.count import training_flops
+from model.count import executed_flops, training_flops
 from model.init import fill
 from model.mmdit import MMDiT
 from parallel.engine import Engine
@@ -93,6 +93,7 @@ def assemble(lasting: Lasting, start: int, parts: ExitStack) -> Training:
         config=settings.train,
         schedule=settings.schedule,
         flops=lambda image, text: float(training_flops(settings.model, image, text)),
+        executed=lambda image, text: float(executed_flops(settings.model, settings.recompute, image, text)),
         mesh=mesh,
         engine=engine,
         ema=ema,

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from consumer.metrics import Part, Report, StepReport, ValidationReport
+from consumer.metrics import CheckpointReport, Part, Report, StepReport, ValidationReport
 
 # Steps whose means are shown, so that a number can be read before it changes.
 _WINDOW = 50
@@ -46,6 +46,8 @@ class TrainingView:
             self._step(report)
         elif isinstance(report, ValidationReport):
             self._note("validation", report.step, f"loss {report.loss:.4f} ({report.samples} samples)")
+        elif isinstance(report, CheckpointReport):
+            self._checkpoint(report)
         else:
             self._note("pictures", report.step, report.path)
 
@@ -62,6 +64,11 @@ class TrainingView:
             self._bar.update(self._task, completed=report.step, description=f"{self._left()} left")
         elif report.step % self.every == 0 or report.step == self.steps:
             self._say(f"step {report.step}/{self.steps}  {'  '.join(self._numbers())}  {self._left()} left")
+
+    def _checkpoint(self, report: CheckpointReport) -> None:
+        """On a terminal alone: elsewhere the lines of the log that name a failed save are enough."""
+        ended = f"in {report.seconds:.1f} s, training waited {report.stall_s:.2f} s"
+        self._notes["checkpoint"] = f"step {report.step}: {ended if report.published else f'failed: {report.why}'}"
 
     def _note(self, kind: str, step: int, said: str) -> None:
         self._notes[kind] = f"step {step}: {said}"
@@ -83,11 +90,13 @@ class TrainingView:
         last = recent[-1]
         seconds = sum(report.seconds for report in recent)
         shares = [report.mfu for report in recent if report.mfu is not None]
+        executed = [report.hfu for report in recent if report.hfu is not None]
         return [
             f"loss {last.loss:.4f}",
             f"{sum(report.samples for report in recent) / seconds:.1f} images/s",
             f"{sum(report.tokens for report in recent) / seconds:.0f} tokens/s",
             *([f"MFU {sum(shares) / len(shares):.1%}"] if shares else []),
+            *([f"HFU {sum(executed) / len(executed):.1%}"] if executed and executed != shares else []),
             f"data wait {sum(report.wait_s for report in recent) / seconds:.1%}",
             *([f"memory {last.peak_memory / 1e9:.1f} GB"] if last.peak_memory else []),
         ]

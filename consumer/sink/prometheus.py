@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
-from consumer.metrics import Report, StepReport, ValidationReport
+from consumer.metrics import CheckpointReport, Report, StepReport, ValidationReport
 from consumer.sink.exposition import Metric
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,13 @@ _GAUGES = {
     "images_per_second": "Samples trained on a second, all ranks.",
     "tokens_per_second": "Image and text tokens trained on a second, all ranks.",
     "model_flops_utilization_ratio": "Model FLOP/s over the devices' peak.",
+    "hardware_flops_utilization_ratio": "Executed FLOP/s, with what is computed again, over the devices' peak.",
     "data_wait_ratio": "Share of the step that the slowest rank waited for data.",
     "peak_memory_bytes": "Most memory that any rank has had allocated.",
+    "checkpoint_step": "Optimizer steps in the newest published checkpoint.",
+    "checkpoint_duration_seconds": "Duration of the last save that ended, beside training.",
+    "checkpoint_stall_seconds": "Seconds of it that training waited.",
+    "checkpoint_bytes": "Size of rank 0's file in it.",
 }
 _COUNTERS = {
     "steps_total": "Steps that ended since this process started.",
@@ -83,6 +88,10 @@ _COUNTERS = {
     "step_seconds_total": "Seconds in steps.",
     "data_wait_seconds_total": "Seconds of them that the slowest rank waited for data.",
 }
+_SAVES = {
+    "checkpoints_total": "Checkpoints published since this process started.",
+    "failed_checkpoints_total": "Saves that failed, each of which is tried again.",
+}
 
 
 def _metrics() -> dict[str, Metric]:
@@ -90,7 +99,7 @@ def _metrics() -> dict[str, Metric]:
     for said, told in _GAUGES.items():
         name, _, label = said.rstrip("]").partition("[")
         found[name] = Metric(f"inkstone_{name}", "gauge", told, label)
-    for name, told in _COUNTERS.items():
+    for name, told in (_COUNTERS | _SAVES).items():
         found[name] = Metric(f"inkstone_{name}", "counter", told, values={"": 0.0})
     return found
 
@@ -113,6 +122,8 @@ class Prometheus:
                 self._step(report)
             elif isinstance(report, ValidationReport):
                 self._metrics["validation_loss"].set(report.loss)
+            elif isinstance(report, CheckpointReport):
+                self._save(report)
 
     def _step(self, report: StepReport) -> None:
         levels = {name: part.loss for name, part in report.loss_by_level.items()}
@@ -134,11 +145,21 @@ class Prometheus:
         }
         if report.mfu is not None:
             gauges["model_flops_utilization_ratio"] = report.mfu
+        if report.hfu is not None:
+            gauges["hardware_flops_utilization_ratio"] = report.hfu
         for name, value in gauges.items():
             self._metrics[name].set(value)
         counted = (1, not report.applied, report.samples, report.tokens, report.flops, report.seconds, report.wait_s)
         for name, more in zip(_COUNTERS, counted, strict=True):
             self._metrics[name].add(more)
+
+    def _save(self, report: CheckpointReport) -> None:
+        self._metrics["checkpoints_total" if report.published else "failed_checkpoints_total"].add(1)
+        if report.published:
+            self._metrics["checkpoint_step"].set(report.step)
+        self._metrics["checkpoint_duration_seconds"].set(report.seconds)
+        self._metrics["checkpoint_stall_seconds"].set(report.stall_s)
+        self._metrics["checkpoint_bytes"].set(report.nbytes)
 
     def text(self) -> str:
         """All metrics as they are now."""

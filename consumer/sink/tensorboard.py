@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from consumer.metrics import Part, PicturesReport, Report, StepReport, ValidationReport
+from consumer.metrics import CheckpointReport, Part, PicturesReport, Report, StepReport, ValidationReport
 
 # Steps that a point of the curves by level and by bucket is the mean of: a step has few samples of each.
 _WINDOW = 10
@@ -27,6 +27,9 @@ class TensorBoard:
             for name, part in report.loss_by_level.items():
                 self.writer.add_scalar(f"validation_loss_by_level/{name}", part.loss, report.step)
             self.writer.flush()
+        elif isinstance(report, CheckpointReport):
+            for name, value in saved(report).items():
+                self.writer.add_scalar(f"checkpoint/{name}", value, report.step)
         else:
             self._pictures(report)
 
@@ -71,4 +74,15 @@ def scalars(report: StepReport) -> dict[str, float]:
         "peak_memory_gb": report.peak_memory / 1e9,
         "seconds": report.seconds,
     }
-    return found if report.mfu is None else found | {"mfu": report.mfu}
+    shares = {"mfu": report.mfu, "hfu": report.hfu}
+    return found | {name: share for name, share in shares.items() if share is not None}
+
+
+def saved(report: CheckpointReport) -> dict[str, float]:
+    """A save's numbers, by the names that curves have."""
+    return {
+        "seconds": report.seconds,
+        "stall_s": report.stall_s,
+        "gb": report.nbytes / 1e9,
+        "published": float(report.published),
+    }

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from consumer.metrics import PicturesReport, Report, StepReport
-from consumer.sink.tensorboard import scalars
+from consumer.metrics import CheckpointReport, PicturesReport, Report, StepReport
+from consumer.sink.tensorboard import saved, scalars
 
 
 class WandbError(ValueError):
@@ -63,6 +63,8 @@ class Wandb:
             values = {f"train/{name}": value for name, value in scalars(report).items()}
             values |= {f"loss_by_level/{name}": part.loss for name, part in report.loss_by_level.items()}
             values |= {f"loss_by_bucket/{name}": part.loss for name, part in report.loss_by_bucket.items()}
+        elif isinstance(report, CheckpointReport):
+            values = {f"checkpoint/{name}": value for name, value in saved(report).items()}
         else:
             values = {"validation/loss": report.loss}
             values |= {f"validation_loss_by_level/{name}": part.loss for name, part in report.loss_by_level.items()}

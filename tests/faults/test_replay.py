@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from consumer.metrics import lines
 from tests.faults.conftest import Start
 from tests.faults.planted import Fault
 
@@ -18,6 +19,11 @@ def test_replayed_steps_train_to_the_same_bits(start: Start, tmp_path: Path) -> 
         assert job.wait(RUN_S) == 0, job.said()[-4000:]
     plain, replayed = jobs
     assert plain.series() == replayed.series() and plain.state(6) == replayed.state(6)
+    told = lines(replayed.folder / "metrics" / "train.jsonl")
+    again = [line["executed"] / line["flops"] for line in told if line["kind"] == "step"]
+    assert again == [2, 1] * 3
+    (save,) = (line for line in told if line["kind"] == "checkpoint")
+    assert save["step"] == 6 and save["published"] and save["nbytes"] > 0 and 0 < save["stall_s"] <= save["seconds"]
 
 
 def test_a_flipped_bit_of_a_gradient_ends_the_run_and_names_the_rank(start: Start, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from consumer.metrics import Part, StepReport, ValidationReport
+from consumer.metrics import CheckpointReport, Part, StepReport, ValidationReport
 from consumer.sink.exposition import Metric
 from consumer.sink.prometheus import Prometheus, PrometheusConfig
 
@@ -65,6 +65,8 @@ def test_counters_count_and_gauges_are_the_last_step_s(sink: Prometheus) -> None
         "model_flops_total": 4e15,
         "step_seconds_total": 4,
         "data_wait_seconds_total": 1,
+        "checkpoints_total": 0,
+        "failed_checkpoints_total": 0,
     }
     assert found["step"] == {(): 102} and found["validation_loss"] == {(): 0.625}
     assert found["model_flops_utilization_ratio"] == {(): 0.41} and found["data_wait_ratio"] == {(): 0.25}
@@ -72,6 +74,20 @@ def test_counters_count_and_gauges_are_the_last_step_s(sink: Prometheus) -> None
     assert found["loss_by_bucket"] == {("256x320",): 0.5} and found["phase_duration_seconds"] == {("forward",): 0.6}
     assert found["loss_by_level"][("0.0-0.1",)] == 0.25 and found["loss_by_level"][("0.9-1.0",)] != 0
     assert abs(found["last_step_timestamp_seconds"][()] - time.time()) < 60
+
+
+def test_saves_are_counted_and_measured(sink: Prometheus) -> None:
+    sink(CheckpointReport(50, True, "", 2.0, 0.125, 3000))
+    sink(CheckpointReport(60, False, "rank 1: No space left on device", 4.0, 0.25, 3000))
+    found = {name: values[()] for name, values in scraped(sink).items() if "checkpoint" in name}
+    assert found == {
+        "checkpoints_total": 1,
+        "failed_checkpoints_total": 1,
+        "checkpoint_step": 50,
+        "checkpoint_duration_seconds": 4,
+        "checkpoint_stall_seconds": 0.25,
+        "checkpoint_bytes": 3000,
+    }
 
 
 def test_what_is_not_known_is_not_there(sink: Prometheus) -> None:

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from consumer.metrics import JsonLines, Part, PicturesReport, Report, StepReport, ValidationReport, lines, tell
+from consumer.metrics import (
+    CheckpointReport,
+    JsonLines,
+    Part,
+    PicturesReport,
+    Report,
+    StepReport,
+    ValidationReport,
+    lines,
+    tell,
+)
 from consumer.sink.lenient import Lenient
 from consumer.sink.tensorboard import TensorBoard
 from consumer.sink.wandb import Wandb, WandbConfig, WandbError
@@ -77,9 +87,12 @@ def test_the_file_holds_every_kind_with_all_its_numbers(tmp_path: Path) -> None:
     tell([sink], report(10))
     tell([sink], ValidationReport(10, 0.25, 9, 1.0, {"0.0-0.1": Part(0.125, 9)}))
     tell([sink], sheet(tmp_path))
+    tell([sink], CheckpointReport(10, True, "", 2.0, 0.125, 3000))
     sink.close()
-    step, validation, pictures = lines(tmp_path / "train.jsonl")
-    assert [line["kind"] for line in (step, validation, pictures)] == ["step", "validation", "pictures"]
+    step, validation, pictures, checkpoint = lines(tmp_path / "train.jsonl")
+    kinds = [line["kind"] for line in (step, validation, pictures, checkpoint)]
+    assert kinds == ["step", "validation", "pictures", "checkpoint"]
+    assert (checkpoint["seconds"], checkpoint["stall_s"], checkpoint["nbytes"]) == (2.0, 0.125, 3000)
     assert step["loss_by_level"] == {"0.3-0.4": [0.5, 4]} and step["loss_by_bucket"] == {"256x320": [0.5, 4]}
     assert step["split"] == {"forward": 0.75} and step["mfu"] == 0.4 and step["peak_memory"] == 7 << 30
     assert validation["loss_by_level"] == {"0.0-0.1": [0.125, 9]}
@@ -92,6 +105,7 @@ def test_tensorboard_shows_curves_parts_and_pictures(tmp_path: Path) -> None:
         tell([sink], report(step, loss=float(step), samples=step))
     tell([sink], ValidationReport(10, 0.25, 9, 1.0, {"0.0-0.1": Part(0.125, 9)}))
     tell([sink], sheet(tmp_path))
+    tell([sink], CheckpointReport(10, True, "", 2.0, 0.125, 3_000_000_000))
     sink.close()
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
@@ -103,6 +117,7 @@ def test_tensorboard_shows_curves_parts_and_pictures(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in read.Scalars("loss_by_bucket/256x320")] == [(10, 7.0)]
     assert read.Scalars("validation/loss")[0].value == 0.25
     assert read.Scalars("validation_loss_by_level/0.0-0.1")[0].value == 0.125
+    assert read.Scalars("checkpoint/stall_s")[0].value == 0.125 and read.Scalars("checkpoint/gb")[0].value == 3
     (image,) = read.Images("pictures/average")
     assert (image.step, image.width, image.height) == (10, 30, 20)
 

@@ -59,7 +59,7 @@ def trained(stats: Stats, units: list[list[Encoded]]) -> list[tuple[float, float
     for samples in units:
         batch = flow.batch(samples, 0, torch.device("cpu"), torch.float32)
         _, each = flow.loss(model, batch)
-        stats.add(batch, each, 10.0 * len(samples))
+        stats.add(batch, each, 10.0 * len(samples), 12.0 * len(samples))
         seen += list(zip(each.tolist(), batch.sigma.tolist(), batch.sizes, strict=False))
     return seen[: sum(map(len, units))]
 
@@ -73,7 +73,7 @@ def test_totals_are_the_sums_over_samples_told_apart_by_level_and_bucket(mesh: M
     assert totals.samples == len(seen) and totals.tokens == sum(h * w // 256 for _, _, (h, w) in seen) + sum(
         2 if dropped else 3 for dropped in drops(seen)
     )
-    assert totals.flops == 10.0 * len(seen)
+    assert totals.flops == 10.0 * len(seen) and totals.executed == 12.0 * len(seen)
     assert totals.loss == pytest.approx(math.fsum(loss for loss, *_ in seen), rel=1e-14)
     assert totals.mean == totals.loss / totals.samples
     wanted: dict[str, list[float]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from consumer.metrics import Part, PicturesReport, StepReport, ValidationReport
+from consumer.metrics import CheckpointReport, Part, PicturesReport, StepReport, ValidationReport
 from launch.console import TrainingView, duration
 
 
@@ -53,6 +53,12 @@ def test_numbers_that_are_not_known_are_not_shown(clock: None) -> None:
     assert out.getvalue() == "step 5/10  loss 0.5000  4.0 images/s  500 tokens/s  data wait 25.0%  15 s left\n"
 
 
+def test_what_recompute_adds_is_shown_beside_the_model_s_share(clock: None) -> None:
+    view, out = plain(10)
+    view(dataclasses.replace(report(5), hfu=0.3))
+    assert "MFU 25.0%  HFU 30.0%  data wait" in out.getvalue()
+
+
 def test_validations_pictures_and_skipped_steps_are_said_at_once(clock: None) -> None:
     view, out = plain(10)
     view(ValidationReport(3, 0.75, 9, 1.0))
@@ -81,6 +87,7 @@ def test_a_terminal_shows_one_view_of_all() -> None:
         view(report(step, loss=step / 8, applied=step != 2))
     view(ValidationReport(4, 0.75, 9, 1.0))
     view(PicturesReport(4, "run/step-4[a].png", ("a cat",), 1.0))
+    view(CheckpointReport(4, True, "", 2.0, 0.125, 3000))
     view.close()
     last = [line.strip() for line in out.getvalue().split("step 4/10")[-1].splitlines() if line.strip()]
     assert "40%" in last[0] and "left" in last[0]
@@ -94,6 +101,7 @@ def test_a_terminal_shows_one_view_of_all() -> None:
         "step 2: gradient norm inf",
         "step 4: loss 0.7500 (9 samples)",
         "step 4: run/step-4[a].png",
+        "step 4: in 2.0 s, training waited 0.12 s",
     ):
         assert said in shown
 
