@@ -24,14 +24,14 @@ from tests.unit.producer.farm import JOB, TOKEN, Farm, farm, schedule, train, un
 class Other(flight.FlightServerBase):  # type: ignore[misc]
     """Coordinator and holder in one, whose answers a test chooses."""
 
-    def __init__(self, serve: Callable[[UnitId], flight.FlightDataStream]) -> None:
-        self.serve_unit, self.lost = serve, 0
+    def __init__(self, serve: Callable[[UnitId], flight.FlightDataStream], offer: Welcome | None = None) -> None:
+        self.serve_unit, self.lost, self.offer = serve, 0, offer or Welcome("p", 1, 0, "e")
         super().__init__(**gate("127.0.0.1", 0, TOKEN))
         self.address = f"127.0.0.1:{self.port}"
 
     def do_action(self, context: object, action: flight.Action) -> list[bytes]:
         self.lost += action.type == "lost"
-        answers = {"hello": Welcome("p", 1, 0, "e"), "locate": Located(self.address)}
+        answers = {"hello": self.offer, "locate": Located(self.address)}
         return [encode(answers[action.type]) if action.type in answers else b'{"accepted": true}']
 
     def do_get(self, context: object, ticket: flight.Ticket) -> flight.FlightDataStream:
@@ -179,6 +179,39 @@ def test_another_unit_than_asked_for_is_reported_and_asked_for_again(tmp_path: P
     source.hello(0)
     assert source.fetch(train(0, 0)).equals(batch())
     assert server.lost == 2
+    source.close()
+    server.shutdown()
+
+
+def damaged() -> pa.RecordBatch:
+    """A unit with a bit of a latent flipped: its header is as it was."""
+    whole = SyntheticMaker(JOB)(train(0, 0))[0]
+    raw = bytearray(whole.serialize().to_pybytes())
+    raw[-2000] ^= 1
+    return pa.ipc.read_record_batch(pa.py_buffer(raw), whole.schema)
+
+
+def test_a_unit_damaged_on_the_way_is_made_again_and_a_training_goes_on(tmp_path: Path) -> None:
+    offer, whole = SyntheticMaker(JOB).offer, SyntheticMaker(JOB)(train(0, 0))[0]
+    answers = iter([damaged(), damaged(), whole])
+    server = Other(lambda unit: stream(next(answers)), offer)
+    source = pulling(tmp_path, server.address)
+    source.hello(0)
+    source.follow(lambda step: [train(step, 0)], 0, 1)
+    arrived = source.take(train(0, 0))
+    assert arrived.batch.equals(whole) and len(arrived.samples) == JOB.samples
+    assert server.lost == 2
+    source.close()
+    server.shutdown()
+
+
+def test_a_unit_that_is_always_damaged_ends_the_wait_with_its_name(tmp_path: Path) -> None:
+    server = Other(lambda unit: stream(damaged()), SyntheticMaker(JOB).offer)
+    source = pulling(tmp_path, server.address, wait_s=60.0)
+    source.hello(0)
+    with pytest.raises(SourceError, match=r"train step 0 unit 0 arrived damaged 9 times, last: .*checksum"):
+        source.fetch(train(0, 0))
+    assert server.lost == 8
     source.close()
     server.shutdown()
 
