@@ -26,6 +26,7 @@ _MAX_HEADER = 1 << 20
 # Beyond these somebody plays with us: a path may have 4,096 bytes (Linux PATH_MAX), a shard some thousand samples.
 _MAX_NAME = 4096
 _MAX_MEMBERS = 2_000_000
+_PADDING = 10_240  # tar fills its last record with zeros
 _PACKED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tgz")
 # Types without data, whatever size their header claims.
 _EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
@@ -99,6 +100,7 @@ def list_members(file: BinaryIO) -> Iterator[Member]:
             header = tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             if type(error) is tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                _check_the_end(file, position)
                 return
             raise DamageError(f"tar header at byte {position}: {error}; the rest cannot be read") from None
         start = position + _BLOCK
@@ -121,6 +123,17 @@ def list_members(file: BinaryIO) -> Iterator[Member]:
             extended = {}
         if listed > _MAX_MEMBERS:
             raise DamageError(f"tar has more than {_MAX_MEMBERS} members, up to byte {position}; the rest is not read")
+
+
+def _check_the_end(file: BinaryIO, position: int) -> None:
+    """Raise DamageError if what follows the end of a tar is another one, as `cat` makes them: tar ignores it."""
+    for block in range(1, _PADDING // _BLOCK + 2):
+        file.seek(position + block * _BLOCK)
+        try:
+            tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            continue
+        raise DamageError(f"tar ends at byte {position}, and another begins behind it; the rest is not read")
 
 
 def _number(said: str | None, otherwise: int, position: int) -> int:
@@ -163,7 +176,9 @@ def _refusal(name: str, header: tarfile.TarInfo, extended: dict[str, str]) -> st
 
 
 def _safe(name: str) -> str:
-    return name[:_MAX_NAME].replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+    # Its end says what it holds.
+    short = name if len(name) <= _MAX_NAME else name[:100] + name[-100:]
+    return short.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
 
 
 def _stem(name: str) -> str:
