@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[float, float]] = {
     "leave": (0.0, 0.0),
     "kill trainer": (0.0, 0.0),
     "stall trainer": (0.5, 3.0),
+    "switch recipe": (0.0, 0.0),
 }
 KILLS = ("kill worker", "kill coordinator", "kill trainer")
 

@@ -4,6 +4,9 @@ As producer.produce.UnitMaker with the encoders left out: real index, plan, cach
 """
 
 import hashlib
+import json
+import os
+import signal
 import time
 import zlib
 from collections.abc import Sequence
@@ -20,9 +23,10 @@ from producer.api.unit import Encoded, Header, Latent, UnitId, pack, unpack
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
 from producer.index import Index, write_generation
-from producer.plan import Plan, UnitPlan
-from producer.recipe import RecipeConfig
-from producer.rejects import Rejects
+from producer.journal import Line
+from producer.plan import Plan, Terms, UnitPlan
+from producer.recipe import RecipeConfig, Threshold
+from producer.rejects import KILLED, Rejects
 from tests.unit.producer.rows import table
 
 # Changes with what encoding gives.
@@ -33,6 +37,7 @@ SPLITS = ("raw", "fused")
 HELD_OUT = 6
 SEED = 11
 SPARE_BYTES = 1 << 18
+_COLUMNS = ["key", "source", "shard", "sha256", "captions"]
 
 
 class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -45,6 +50,7 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
     resolutions: tuple[int, ...] = (64,)
     aspects: tuple[str, ...] = ("1:1",)
     bad: int = 20  # one sample in so many cannot be encoded; 0: all can
+    deadly: int = 0  # one sample in so many ends the process that encodes it; 0: none does
     seconds: float = 0.0  # that making a unit takes
     cache_bytes: int = 1 << 20  # less than all latents take, so that some are made again
     flush_every: int = 8  # units; the cache itself gathers for longer than these processes live
@@ -59,7 +65,14 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
             splits=dict.fromkeys(SPLITS, 0.5),
             validation_samples=HELD_OUT,
             min_fill=0.1,
+            max_imbalance=10.0,
         )
+
+    def changed(self, number: int) -> RecipeConfig:
+        """The recipe that the `number`th switch brings."""
+        weights = dict(zip(SPLITS, (0.3, 0.7) if number % 2 else (0.6, 0.4), strict=True))
+        strict = {"aesthetic": Threshold(min=1.0 + number % 4)}
+        return self.recipe.model_copy(update={"splits": weights, "thresholds": strict})
 
     @property
     def cache(self) -> Path:
@@ -69,10 +82,10 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
     def rejects(self) -> Path:
         return self.disk / "rejects.jsonl"
 
-    def plan(self) -> Plan:
-        """The plan alone."""
-        index = Index.open(self.index)
-        return Plan(index.id, index.table, self.recipe, seed=SEED, cost=COST)
+    @property
+    def journal(self) -> Path:
+        """The recipes'."""
+        return self.index.with_name("fleet") / "journal.jsonl"
 
 
 def write_index(path: Path, rows: int, *, square: bool = True) -> None:
@@ -85,14 +98,17 @@ def write_index(path: Path, rows: int, *, square: bool = True) -> None:
 class Arithmetic:
     """An encoder: each number follows from the sample's name."""
 
-    def __init__(self, bad: int) -> None:
-        self._bad = bad
+    def __init__(self, job: Job) -> None:
+        self._job = job
 
     def verdict(self, key: str) -> str:
         """Why a sample cannot be encoded, "" if it can."""
-        if self._bad and zlib.crc32(key.encode()) % self._bad == 0:
+        if self._job.bad and zlib.crc32(key.encode()) % self._job.bad == 0:
             return f"picture: byte {zlib.crc32(key.encode()) % 977} is not what it says"
         return ""
+
+    def is_deadly(self, key: str) -> bool:
+        return bool(self._job.deadly) and zlib.crc32(f"deadly {key}".encode()) % self._job.deadly == 0
 
     def latent(self, key: str, bucket: Bucket) -> Latent:
         shape = (CHANNELS, bucket.height // 8, bucket.width // 8)
@@ -105,16 +121,19 @@ class Arithmetic:
 
 
 class ChaosMaker:
-    """A maker as producer.worker asks for one."""
+    """A maker as producer.worker asks for one. `mortal`: deadly samples end the process, else they are left out."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.encoder = job, Arithmetic(job.bad)
+    def __init__(self, job: Job, *, mortal: bool = False) -> None:
+        self.job, self.encoder, self._mortal = job, Arithmetic(job), mortal
         index = Index.open(job.index)
-        self._table = index.table.select(["key", "source", "shard", "sha256", "captions"])
+        self._tables = {}
         self.plan = Plan(index.id, index.table, job.recipe, seed=SEED, cost=COST)
+        self._tables[self.plan.id] = index.table.select(_COLUMNS)
         self.rejects = Rejects(job.rejects)
         self.cache = LatentCache(CacheConfig(path=job.cache, limit_bytes=job.cache_bytes, spare_bytes=SPARE_BYTES))
-        self.offer = Welcome(self.plan.id, self.plan.units, len(self.plan.validation), ENCODER)
+        terms = Terms(recipe=job.recipe, index=job.index, generation=index.path.name, index_id=index.id)
+        held_out = len(self.plan.validation)
+        self.offer = Welcome(self.plan.id, self.plan.units, held_out, ENCODER, terms=json.dumps(terms.body()))
         self._made = 0
 
     def __call__(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
@@ -123,45 +142,66 @@ class ChaosMaker:
         if unit.stream == "empty":
             none = np.zeros((CHANNELS, 0, 0), np.float16)
             latent, text = Latent(0, 0, none, none), self.encoder.text("", "", 3)
-            return pack(Header(self.offer.plan, unit, ENCODER), [Encoded("", "", "", "t2i", "", "", latent, text)]), 0
+            header = Header(self.offer.plan, unit, ENCODER)
+            return pack(header, [Encoded("", "", "", "t2i", "", "", latent, text)]), 0
         plan = self.planned(unit)
-        rows = self._table.take(pa.array(plan.rows)).to_pylist()
-        left_out = self.rejects.known(self.plan.id, unit)
+        rows = self._tables[plan.plan].take(pa.array(plan.rows)).to_pylist()
+        left_out = self.left_out(plan, [row["key"] for row in rows])
         keys = {row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, ENCODER) for row in rows}
         known = {key.sample: latent for key, latent in self.cache.get(keys.values()).items()}
-        fresh = {key: reason for key in keys if key not in left_out and (reason := self.encoder.verdict(key))}
-        # Whether bad samples are known or found out: the journal comes first.
-        self.rejects.add(self.plan.id, unit, list(fresh.items()))
-        made = {key: self.encoder.latent(key, plan.bucket) for key in keys if key not in {**known, **left_out, **fresh}}
+        made = {key: self._latent(key, plan.bucket) for key in keys if key not in known and key not in left_out}
         self.cache.put({keys[key]: latent for key, latent in made.items()})
         self._made += 1
         if self._made % self.job.flush_every == 0:
             self.cache.flush()
         latents = known | made
-        good = [
-            self._encoded(row, plan, latents[row["key"]]) for row in rows if row["key"] not in {**left_out, **fresh}
-        ]
+        good = [self._encoded(row, plan, latents[row["key"]]) for row in rows if row["key"] not in left_out]
         missing = len(rows) - len(good)
-        return pack(Header(self.offer.plan, unit, ENCODER, missing), good), missing
-
-    def planned(self, unit: UnitId) -> UnitPlan:
-        """What the plan has for `unit`."""
-        return self.plan.validation[unit.unit] if unit.stream == "validation" else self.plan.step(unit.step)[unit.unit]
-
-    def keys(self, unit: UnitId) -> list[str]:
-        """The samples that the plan has for `unit`, bad ones too."""
-        return self.names(self.planned(unit).rows)
-
-    def names(self, rows: np.ndarray) -> list[str]:
-        """The samples in `rows` of the index."""
-        return self._table["key"].take(pa.array(rows)).to_pylist()
+        return pack(Header(plan.plan, unit, ENCODER, missing), good), missing
 
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
-        """The same for a unit that ended earlier workers."""
-        return self(unit)
+        """The same for a unit that ended earlier workers, one sample at a time: see UnitMaker.narrow."""
+        if unit.stream == "empty":
+            return self(unit)
+        plan = self.planned(unit)
+        left_out = self.left_out(plan, self.keys(unit))
+        with self.rejects.attempt(plan.plan, unit) as attempt:
+            for key in self.keys(unit):
+                if key in left_out:
+                    continue
+                if attempt.deaths(key, "picture") >= 2:
+                    self.rejects.add(plan.plan, unit, [(key, f"{KILLED}: by its picture")])
+                    continue
+                attempt.begin(key, "picture")
+                self._latent(key, plan.bucket)
+            attempt.begin("", "unit")
+            return self(unit)
+
+    def left_out(self, plan: UnitPlan, keys: list[str]) -> dict[str, str]:
+        """The samples that a unit leaves out; those found only now are journaled first."""
+        journaled = self.rejects.known(plan.plan, plan.unit)
+        killers = self.rejects.killers(plan.plan)
+        found = {key: reason for key in keys if (reason := killers.get(key, "") or self.encoder.verdict(key))}
+        if not self._mortal:
+            found |= {key: KILLED for key in keys if self.encoder.is_deadly(key)}
+        fresh = {key: reason for key, reason in found.items() if key not in journaled}
+        self.rejects.add(plan.plan, plan.unit, list(fresh.items()))
+        return journaled | fresh
+
+    def _latent(self, key: str, bucket: Bucket) -> Latent:
+        if self.encoder.is_deadly(key):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.encoder.latent(key, bucket)
 
     def expect(self, units: Sequence[UnitId]) -> None:
         """Nothing is begun ahead."""
+
+    def adopt(self, line: Line) -> None:
+        """Another recipe from `line.from_step` on."""
+        terms = Terms.of(line.body)
+        index = Index.open(terms.index, terms.generation)
+        self._tables[line.id] = index.table.select(_COLUMNS)
+        self.plan.extend(line.id, line.from_step, terms, index.id, index.table)
 
     def numbers(self) -> dict[str, float]:
         """Counters for people."""
@@ -169,6 +209,19 @@ class ChaosMaker:
 
     def close(self) -> None:
         self.cache.flush()
+
+    def planned(self, unit: UnitId) -> UnitPlan:
+        """What the plan has for `unit`."""
+        return self.plan.validation[unit.unit] if unit.stream == "validation" else self.plan.step(unit.step)[unit.unit]
+
+    def keys(self, unit: UnitId) -> list[str]:
+        """The samples that the plan has for `unit`, bad ones too."""
+        plan = self.planned(unit)
+        return self._tables[plan.plan]["key"].take(pa.array(plan.rows)).to_pylist()
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        """The samples in `rows` of the first generation."""
+        return self._tables[self.plan.id]["key"].take(pa.array(rows)).to_pylist()
 
     def _encoded(self, row: dict[str, object], plan: UnitPlan, latent: Latent) -> Encoded:
         key, captions = str(row["key"]), row["captions"]
@@ -193,6 +246,7 @@ def told(batch: pa.RecordBatch) -> dict[str, object]:
         "keys": [sample.key for sample in samples],
         "tensors": [_digest(sample) for sample in samples],
         "missing": header.rejected,
+        "plan": header.plan,
     }
 
 

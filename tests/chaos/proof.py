@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.api.unit import UnitId
+from producer.journal import read
 from producer.rejects import Rejects
 from tests.chaos.child import Place
 from tests.chaos.maker import ChaosMaker, Job, told
@@ -36,18 +37,26 @@ def read_ledger(place: Place) -> tuple[Steps, dict[str, int]]:
         assert step == len(trained), f"step {step} after {len(trained)} steps"
         trained.append(line["units"])
         tries += 1
-        for unit, given in [
-            *((f"{step} {unit}", given) for unit, given in line["units"].items()),
-            *line["validation"].items(),
-        ]:
+        units = [(f"{step} {unit}", given) for unit, given in line["units"].items()]
+        for unit, given in [*units, *line["validation"].items()]:
+            # After going back a step may come by another recipe, which was put in force meanwhile.
+            unit = f"{unit} by {given['plan']}"
             assert seen.setdefault(unit, given) == given, f"two tries at {unit} were given different samples or bits"
     return trained, {"starts": start, "steps tried": tries, "steps trained": len(trained)}
 
 
+def _maker(job: Job, own: str) -> ChaosMaker:
+    """A maker with a cache and a journal of its own, by the recipes that the run had."""
+    maker = ChaosMaker(job.model_copy(update={"disk": Path(own), "seconds": 0.0}))
+    for line in read(job.journal)[1:]:
+        maker.adopt(line)
+    return maker
+
+
 def expected(job: Job, steps: int) -> Steps:
-    """What an undisturbed training is given, made anew, with a cache and a journal of its own."""
+    """What an undisturbed training is given, made anew."""
     with tempfile.TemporaryDirectory() as own:
-        maker = ChaosMaker(job.model_copy(update={"disk": Path(own), "seconds": 0.0}))
+        maker = _maker(job, own)
         return [
             {str(unit): told(maker(UnitId("train", step, unit))[0]) for unit in range(job.units)}
             for step in range(steps)
@@ -58,15 +67,16 @@ def prove(place: Place, job: Job, steps: int) -> dict[str, Any]:
     """The books of a run. AssertionError says what was lost, given twice or left out without a reason."""
     trained, counts = read_ledger(place)
     assert len(trained) == steps, f"{len(trained)} of {steps} steps"
-    assert trained == expected(job, steps), "not the undisturbed one's samples and bits"
+    for step, (given, wanted) in enumerate(zip(trained, expected(job, steps), strict=True)):
+        assert given == wanted, f"step {step}: {given}, undisturbed it is {wanted}"
     with tempfile.TemporaryDirectory() as own:
-        maker = ChaosMaker(job.model_copy(update={"disk": Path(own)}))
+        maker = _maker(job, own)
     journal = Rejects(job.rejects)
     books: dict[str, _Book] = {}
     for step, units in enumerate(trained):
         for plan in maker.plan.step(step):
             given, unit = units[str(plan.unit.unit)], plan.unit
-            planned, left_out = maker.keys(unit), journal.known(maker.offer.plan, unit)
+            planned, left_out = maker.keys(unit), journal.known(plan.plan, unit)
             assert all(left_out.values()), f"{unit}: no reason for one of {left_out}"
             assert [key for key in planned if key not in left_out] == given["keys"], f"{unit}: lost {planned}"
             assert given["missing"] == len(planned) - len(given["keys"]), f"{unit}: miscounted"
@@ -75,8 +85,10 @@ def prove(place: Place, job: Job, steps: int) -> dict[str, Any]:
             book.trained += len(given["keys"])
             book.rejected += given["missing"]
     # A full disk cuts lines short; what they said is then said again.
-    found = {name: book.close(_members(maker, name)) for name, book in books.items()}
-    return counts | {"torn lines": journal.torn, "groups": found}
+    counts |= {"torn lines": journal.torn, "recipes": len(maker.plan.parts)}
+    if len(maker.plan.parts) > 1:
+        return counts | {"groups": {name: book.count() for name, book in books.items()}}
+    return counts | {"groups": {name: book.close(_members(maker, name)) for name, book in books.items()}}
 
 
 @dataclass
@@ -86,6 +98,11 @@ class _Book:
     handed: list[str] = field(default_factory=list)
     trained: int = 0
     rejected: int = 0
+
+    def count(self) -> dict[str, int]:
+        """in = trained + rejected, where passes end in the middle of a step."""
+        assert len(self.handed) == self.trained + self.rejected
+        return {"in": len(self.handed), "trained": self.trained, "rejected": self.rejected}
 
     def close(self, members: set[str]) -> dict[str, int]:
         """in = trained + rejected + pending, once nothing was missing from or twice in any closed pass.

@@ -29,6 +29,7 @@ from tests.chaos.supervisor import Seen, Supervisor
 DISK_BYTES = 6 << 20
 MEMORY_BYTES = 400 << 20  # of any one process
 DESCRIPTORS = 200
+PLAIN = [kind for kind in KINDS if kind != "switch recipe"]  # after that passes cannot be told from the ledger
 _INSIDE = "INKSTONE_CHAOS_INSIDE"
 
 
@@ -39,10 +40,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--faults", type=int, default=36)
     parser.add_argument("--rows", type=int, default=768, help="samples of a pass, a multiple of 64")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=PLAIN, choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--deadly", type=int, default=0, help="one sample in so many ends the worker that encodes it")
     parser.add_argument("--far", action="store_true", help="resume from any checkpoint there ever was")
     parser.add_argument("--quiet", action="store_true", help="run it without faults too, and compare")
     given = parser.parse_args()
+    given.folder = given.folder.absolute()
     if _INSIDE not in os.environ and _has_namespaces():
         os.environ[_INSIDE] = "1"
         os.execvp("unshare", ["unshare", "-Urm", sys.executable, "-m", "tests.chaos.run", *sys.argv[1:]])
@@ -67,7 +70,7 @@ def chaos(given: argparse.Namespace, *, tmpfs: bool) -> dict[str, Any]:
     """A run and its proof. AssertionError if something does not hold."""
     faults = schedule(given.seed, given.faults, steps=given.steps, kinds=given.kinds)
     began = time.monotonic()
-    place, job = _prepare(given.folder / "struck", given.rows, tmpfs)
+    place, job = _prepare(given.folder / "struck", given, tmpfs)
     running = Supervisor(
         place.folder, job, faults, seed=given.seed, steps=given.steps, tmpfs=tmpfs, any_checkpoint=given.far
     )
@@ -75,7 +78,7 @@ def chaos(given: argparse.Namespace, *, tmpfs: bool) -> dict[str, Any]:
     said = {"seed": given.seed, "disk": "tmpfs" if tmpfs else "RLIMIT_FSIZE", "faults": dict(Counter(seen.struck))}
     said |= {"seconds": round(time.monotonic() - began, 1), **prove(place, job, given.steps), **_limits(seen, job)}
     if given.quiet:
-        quiet, same = _prepare(given.folder / "quiet", given.rows, tmpfs)
+        quiet, same = _prepare(given.folder / "quiet", given, tmpfs)
         Supervisor(quiet.folder, same, [], seed=given.seed, steps=given.steps, tmpfs=tmpfs).run()
         assert read_ledger(quiet)[0] == read_ledger(place)[0], "not what the undisturbed run trained on"
         said["equal to the undisturbed run"] = True
@@ -83,14 +86,14 @@ def chaos(given: argparse.Namespace, *, tmpfs: bool) -> dict[str, Any]:
     return said
 
 
-def _prepare(folder: Path, rows: int, tmpfs: bool) -> tuple[Place, Job]:
-    job = Job(index=folder / "index", disk=folder / "disk", seconds=0.005)
+def _prepare(folder: Path, given: argparse.Namespace, tmpfs: bool) -> tuple[Place, Job]:
+    job = Job(index=folder / "index", disk=folder / "disk", seconds=0.005, deadly=given.deadly)
     job.disk.mkdir(parents=True)
     if tmpfs:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(job.disk)], check=True, timeout=10
         )
-    write_index(job.index, rows)
+    write_index(job.index, given.rows)
     return Place(folder), job
 
 
@@ -111,6 +114,7 @@ def _limits(seen: Seen, job: Job) -> dict[str, Any]:
         "peak kB ahead": seen.ahead // 1000,
         "peak kB of cache": seen.cache // 1000,
         "looks that found the disk full": seen.full,
+        "workers that a sample ended": seen.own,
     }
 
 
@@ -123,7 +127,11 @@ def _nothing_left(folder: Path) -> None:
     for run in folder.iterdir():
         strange = {path.name for path in run.iterdir()} - parts
         strange |= {path.name for path in (run / "disk").iterdir()} - {"cache", "rejects.jsonl"}
-        strange |= {path.name for path in (run / "fleet").iterdir()} - {"token"}
+        strange |= {path.name for path in (run / "fleet").iterdir()} - {
+            "token",
+            "journal.jsonl",
+            "journal.jsonl.handed",
+        }
         kept = (".arrow", ".damaged", ".part", ".lock")
         cache = [path for path in (run / "disk" / "cache").rglob("*") if path.is_file()]
         strange |= {path.name for path in cache if not path.name.endswith(kept)}

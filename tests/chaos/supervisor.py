@@ -8,28 +8,34 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from producer.api.channel import Channel, RefusedError, UnreachableError, write_registry
 from producer.api.local import sweep
 from producer.cache import fill
+from producer.index import Index
+from producer.proposal import apply
 from tests.chaos import child
 from tests.chaos.child import DONE, NO_PORT, TOKEN, Course, Place
 from tests.chaos.faults import Fault
 from tests.chaos.link import Link
-from tests.chaos.maker import Job
+from tests.chaos.maker import COST, SEED, Job
+
+T = TypeVar("T")
 
 WORKERS = 2
 MOST_WORKERS = 5
 RESTART_S = (0.1, 0.8)
 STUCK_S = 60.0  # without a step of the trainer although nothing is held back any longer
+SWITCH_S = 60.0
 END_S = 20.0  # for those told to end, on a busy machine
 _TICK_S, _SAMPLE_S = 0.02, 0.25
 _PIECE = 1 << 14
@@ -59,6 +65,7 @@ class Seen:
     descriptors: dict[str, int] = field(default_factory=dict)
     ahead: int = 0  # peak bytes that the coordinator counts
     cache: int = 0  # peak bytes on disk
+    own: int = 0  # workers that a sample ended
     full: int = 0  # looks at the disk that found it full
     courses: list[tuple[int, int]] = field(default_factory=list)  # of the trainer's starts: the step, the groups
 
@@ -91,6 +98,8 @@ class Supervisor:
         self._names = self._incarnation = 0
         self._port = 0
         self._ballast: set[Path] = set()
+        self._switches: list[threading.Thread] = []
+        self._refused: list[str] = []
         self._done = False
         self._progress, self._moved, self._sampled = 0, time.monotonic(), 0.0
         self._ledger_read = 0
@@ -110,6 +119,10 @@ class Supervisor:
                 time.sleep(_TICK_S)
             if self._faults:
                 raise ChaosError(f"these never struck: {self._faults}")
+            for switch in self._switches:
+                switch.join(SWITCH_S)
+            if any(switch.is_alive() for switch in self._switches) or self._refused:
+                raise ChaosError(f"a recipe was not taken: {self._refused}")
             self._heal()
             self._end()
         finally:
@@ -161,7 +174,9 @@ class Supervisor:
             del self._children[one.name]
             if one.link:
                 one.link.close()
-            if code not in (DONE, NO_PORT) and not one.struck:
+            own = one.role == "worker" and self.job.deadly and code == -signal.SIGKILL
+            self.seen.own += bool(own) and not one.struck
+            if code not in (DONE, NO_PORT) and not one.struck and not own:
                 raise ChaosError(f"{one.name} ended by itself with {code}\n{self._logs(one.name)}")
             if one.role == "trainer" and code == DONE:
                 self._done = True
@@ -219,6 +234,10 @@ class Supervisor:
             return self._fill_disk(fault.seconds)
         if fault.kind == "damage cache":
             return self._damage(fault.aim)
+        if act == "switch":
+            self._switches.append(threading.Thread(target=self._switch, args=(len(self._switches),), daemon=True))
+            self._switches[-1].start()
+            return True
         if act == "join":
             if sum(one.role == "worker" for one in self._children.values()) < MOST_WORKERS:
                 self._join()
@@ -341,6 +360,29 @@ class Supervisor:
                 if error.errno != errno.ENOSPC:
                     raise
                 self.seen.full += 1
+
+    def _switch(self, number: int) -> None:
+        """Put another recipe in force from the next step on, whoever is dead at the moment."""
+        end = time.monotonic() + SWITCH_S
+        while time.monotonic() < end:
+            try:
+                apply(self._ask, self.job.changed(number), Index.open(self.job.index), seed=SEED, cost=COST)
+                return
+            except UnreachableError:
+                time.sleep(0.2)
+            except ValueError as error:
+                # It was taken, and the answer lost.
+                if "in force already" not in str(error):
+                    self._refused.append(str(error))
+                return
+        self._refused.append(f"not within {SWITCH_S:.0f} s")
+
+    def _ask(self, kind: str, message: object, answer: type[T], /) -> T:
+        channel = Channel(f"127.0.0.1:{self._port}", TOKEN)
+        try:
+            return channel.ask(kind, message, answer, 5.0)
+        finally:
+            channel.close()
 
     # Watching.
 
