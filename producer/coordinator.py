@@ -37,6 +37,7 @@ from producer.switches import Switches, heard
 from producer.trouble import Troubles
 
 _RATE_S = 30.0  # images/s are counted over this long
+_DOUBT = 2.5  # heartbeats that a worker which did not deliver may be silent
 _DEATHS = 2  # of workers over a unit, until it is made sample by sample
 
 
@@ -186,6 +187,7 @@ class Coordinator:
         if held is None or self.ledger.workers[held.worker].address != said.address:
             return Answer(False, f"{said.unit} is not held at {said.address}")
         self.counts["lost"] += 1
+        self.ledger.workers[held.worker].doubted = True
         self.ledger.drop(said.unit)
         self.demand.ask(said.unit, now)
         self._troubles.lost(said.unit, held.worker, now + self.limits.lease_s)
@@ -368,13 +370,18 @@ class Coordinator:
             return self._troubles[unit].reason
         return "no worker is free" if self.ledger.workers else "no worker has reported yet"
 
+    def _gone(self, worker: Worker, now: float) -> bool:
+        """Whether it has been silent for too long; not long where a trainer did not get its unit either."""
+        silence = now - worker.seen
+        return silence > self.limits.lease_s or (worker.doubted and silence > _DOUBT * self.limits.heartbeat_s)
+
     def _sweep(self, now: float) -> None:
         """See who has fallen silent; at most a few times a lease, since it looks at everything."""
         if now - self._swept < min(0.25, self.limits.lease_s / 8):
             return
         self._swept = now
         ledger = self.ledger
-        for name in [name for name, worker in ledger.workers.items() if now - worker.seen > self.limits.lease_s]:
+        for name in [name for name, worker in ledger.workers.items() if self._gone(worker, now)]:
             ledger.silence(name)
         for name, worker in ledger.workers.items():
             for unit in [unit for unit, since in worker.encodes.items() if now - since > self.limits.late_s]:

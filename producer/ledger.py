@@ -19,6 +19,7 @@ class Worker:
     holds: set[UnitId] = field(default_factory=set)
     discards: set[UnitId] = field(default_factory=set)
     encodes: dict[UnitId, float] = field(default_factory=dict)
+    doubted: bool = False  # it did not deliver, and has not spoken since
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Ledger:
             known = None
         if known is None:
             known = self.workers[name] = Worker(address, now, incarnation)
-        known.seen = now
+        known.seen, known.doubted = now, False
         return known
 
     def silence(self, name: str) -> None:

@@ -193,6 +193,20 @@ def test_a_lost_unit_is_made_again_by_another_worker_and_forgotten_by_the_first(
     assert second.beat(rules, 1.0, room=1).units == (train(0, 1),)
 
 
+def test_a_worker_that_did_not_deliver_and_is_silent_soon_loses_all_it_holds() -> None:
+    rules, first = fresh()
+    second = Hand("w1", "a:1")
+    work(rules, [first], 0.0)
+    first.beat(rules, 0.5)
+    rules.lost(Lost(train(0, 0), "a:0"), 1.0)
+    second.beat(rules, 2.8)
+    assert rules.ledger.held[train(0, 2)].worker == "w0", "one that speaks late is not gone"
+    work(rules, [second], 3.2)
+    assert {rules.ledger.held[train(0, unit)].worker for unit in range(3)} == {"w1"}
+    # Back, it is told to forget what another made meanwhile.
+    assert set(first.beat(rules, 3.3).forget) >= {train(0, 0), train(0, 1), train(0, 2)}
+
+
 def test_a_lost_unit_is_made_again_by_its_worker_if_there_is_no_other() -> None:
     rules, only = fresh()
     work(rules, [only], 0.0)
