@@ -5,6 +5,7 @@ reads them by offset as out of a tar. Elsewhere one image costs its row group's 
 name, "<row group>/<row in it>", and the offset is -1.
 """
 
+import re
 import struct
 import threading
 from collections import OrderedDict
@@ -24,8 +25,9 @@ from producer.source.store import Store
 _BATCH = 16  # rows in memory
 _HELD = 8 << 20  # bytes of an image up to which listing hands it on instead of having it read again
 _MAX_GROUP = 512 << 20  # stored bytes of a column that are read for one image, where it has no offset
-_OPEN = 4  # files kept open for reading rows
+_FOOTERS = 64  # kept, parsed, for reading rows
 _WINDOW = 4 << 20  # bytes read at a time when images are looked for
+_PLACE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")  # a member's name
 _BETWEEN = 1 << 20  # bytes between two images: a page's header and levels
 
 # Of what Arrow raises for a damaged file; on Python's own errors for bytes that are no text, see caption.py.
@@ -52,7 +54,7 @@ class Parquet:
 
     def __init__(self, store: Store, config: ParquetConfig) -> None:
         self._store, self._config = store, config
-        self._open: OrderedDict[str, tuple[BinaryIO, pq.ParquetFile]] = OrderedDict()
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
 
     def shards(self) -> list[Shard]:
@@ -147,12 +149,10 @@ class Parquet:
         if offset >= 0:
             raw = self._store.read(shard, offset, size)
         else:
-            try:
-                raw = self._row(shard, *(int(part) for part in member.split("/", 1)))
-            except SourceError:
-                raise
-            except (*_DAMAGE, TypeError) as error:
-                raise UnreadableError(f"{self._store.root}/{shard}: row {member}: {_said(error)}") from None
+            place = _PLACE.fullmatch(member)
+            if place is None:
+                raise UnreadableError(f"{self._store.root}/{shard}: {member[:200]!r} is no row")
+            raw = self._row(shard, int(place[1]), int(place[2]))
         if len(raw) != size:
             raise UnreadableError(
                 f"{self._store.root}/{shard}: row {member} has {len(raw)} bytes, {size} when curated; curate again"
@@ -160,35 +160,32 @@ class Parquet:
         return raw
 
     def _row(self, shard: str, number: int, row: int) -> bytes:
-        with self._lock:
-            raw, file = self._kept(shard)
+        skipped = 0
+        with self._store.open(shard) as raw:
             try:
+                with self._lock:
+                    footer = self._footers.pop(shard, None)
+                file = _opened(raw, footer)
                 leaf = self._leaf(file)
                 _checked(raw, file, number, leaf)
-                skipped = 0
                 for batch in file.iter_batches(_BATCH, row_groups=[number], columns=[leaf], use_threads=False):
                     if row < skipped + batch.num_rows:
                         image = _bytes_of(batch.column(self._config.image))[row - skipped]
+                        # Kept only where it has just served: the file may have been replaced.
+                        self._keep(shard, file.metadata)
                         return b"" if image is None else image.to_pybytes()
                     skipped += batch.num_rows
-            except Exception:
-                # What is wrong may be the open file, which may have been replaced.
-                self._open.pop(shard, None)
-                raise
-        raise PageError(f"row group {number} has only {skipped} rows")
+            except _DAMAGE as error:
+                if isinstance(error, SourceError):
+                    raise
+                raise UnreadableError(f"{self._store.root}/{shard}: row {number}/{row}: {_said(error)}") from None
+        raise UnreadableError(f"{self._store.root}/{shard}: row group {number} has only {skipped} rows")
 
-    def _kept(self, shard: str) -> tuple[BinaryIO, pq.ParquetFile]:
-        if shard not in self._open:
-            raw = self._store.open(shard)
-            try:
-                self._open[shard] = raw, _opened(raw)
-            except Exception:
-                raw.close()
-                raise
-            while len(self._open) > _OPEN:
-                self._open.popitem(last=False)[1][0].close()
-        self._open.move_to_end(shard)
-        return self._open[shard]
+    def _keep(self, shard: str, footer: pq.FileMetaData) -> None:
+        with self._lock:
+            self._footers[shard] = footer
+            while len(self._footers) > _FOOTERS:
+                self._footers.popitem(last=False)
 
 
 class Finder:
@@ -224,10 +221,11 @@ class Finder:
         return self._window[start - self._from : start - self._from + size]
 
 
-def _opened(raw: BinaryIO) -> pq.ParquetFile:
+def _opened(raw: BinaryIO, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     size = raw.seek(0, 2)
-    check_footer(lambda offset, count: _pread(raw, offset, count), size)
-    return pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+    if footer is None:
+        check_footer(lambda offset, count: _pread(raw, offset, count), size)
+    return pq.ParquetFile(raw, metadata=footer, pre_buffer=False, buffer_size=1 << 20)
 
 
 def _checked(raw: BinaryIO, file: pq.ParquetFile, number: int, leaf: str) -> Group:
