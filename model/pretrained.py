@@ -26,6 +26,7 @@ def load_part(kind: Any, folder: Path, config: Any, prefix: str, dtype: torch.dt
             key_mapping={prefix: ""},
             output_loading_info=True,
             local_files_only=True,
+            use_safetensors=True,
         )
     missing = sorted(found["missing_keys"])
     if missing:

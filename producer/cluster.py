@@ -24,6 +24,8 @@ from producer.lock import LockError, exclusive
 _MAX_TEMP = 107 - 63
 _CONNECT_S = 10.0
 _END_S = 5.0
+# CVE-2025-62593 (jobs), CVE-2026-27482 (dashboard), CVE-2026-41486 and CVE-2026-57516 (Ray Data) are mended in it.
+_LEAST = (2, 56)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PREFIX, _OWNER = "ink-", ".owner"
 # Ray's own environment variables.
@@ -31,7 +33,7 @@ _AUTH, _WAIT = "RAY_AUTH_MODE", "RAY_gcs_server_port_wait_time_s"
 
 
 class ClusterError(ValueError):
-    """The cluster at an address does not answer."""
+    """The cluster at an address does not answer, or Ray is too old to be let near a network."""
 
 
 @contextmanager
@@ -40,6 +42,7 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
 
     A private cluster ends with the block, whatever ends it. `setting` names the address in errors.
     """
+    check_version(ray.__version__)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address != "local":
         _answer(address, setting)
@@ -69,6 +72,12 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
             yield
         finally:
             ray.shutdown()
+
+
+def check_version(version: str) -> None:
+    """ClusterError for a Ray with holes that are known and mended: in its jobs API, dashboard and Ray Data."""
+    if tuple(int(part) for part in version.split(".")[:2]) < _LEAST:
+        raise ClusterError(f"ray {version} is installed; versions before 2.56 let others run code: pip install -U ray")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def count_tokens(folder: Path, texts: Sequence[str]) -> list[int]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise TokenizerError(f"encoder: the tokenizer in {folder} does not load: {error}") from None
     counts: list[int] = []

@@ -63,10 +63,10 @@ class Nsfw:
             # Here, since these imports take seconds and only workers that judge need them.
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-            processor = AutoImageProcessor.from_pretrained(self._folder, local_files_only=True)
-            model = AutoModelForImageClassification.from_pretrained(
-                self._folder, local_files_only=True, use_safetensors=True
-            )
+            # Left out, whether code in the folder may run would be asked at the terminal.
+            only = {"local_files_only": True, "trust_remote_code": False}
+            processor = AutoImageProcessor.from_pretrained(self._folder, **only)
+            model = AutoModelForImageClassification.from_pretrained(self._folder, use_safetensors=True, **only)
             self._loaded = processor, model.eval()
         return self._loaded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from producer.cluster import _temporary_folder
+from producer.cluster import ClusterError, _temporary_folder, check_version
 from producer.lock import exclusive
 
 # Starts a process that goes on writing to a folder, and dies before it.
@@ -60,7 +60,7 @@ def test_the_path_stays_short_enough_for_rays_sockets(tmp_path: Path, monkeypatc
 # Watches a folder, starts a process as Ray does, which must not end with its parent, and is killed.
 KILLED = """
 import os, subprocess, sys
-from producer.cluster import _temporary_folder
+from producer.cluster import ClusterError, _temporary_folder, check_version
 with _temporary_folder() as folder:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"--temp-dir={folder}/x"])
     print(child.pid, folder, flush=True)
@@ -78,3 +78,11 @@ def test_what_a_killed_owner_leaves_ends_at_once() -> None:
     while Path(folder).exists():
         assert time.monotonic() < deadline, "its folder stays"
         time.sleep(0.05)
+
+
+def test_a_ray_with_known_holes_is_refused() -> None:
+    for version in ("2.9.3", "2.52.0", "2.55.1"):
+        with pytest.raises(ClusterError, match=f"ray {version} is installed; versions before 2.56"):
+            check_version(version)
+    for version in ("2.56.0", "2.60.0", "3.0.0rc1"):
+        check_version(version)
