@@ -6,21 +6,34 @@
     SIGTERM   143    preempted             a scheduler that takes the machine back
 
 A signal to one rank is enough: `said()` rides in the maximum over ranks that every step takes, and the greatest code
-wins, so that being preempted is what a launcher reads if several signals came.
+wins, so that being preempted is what a launcher reads if several signals came. A rank that waits for data takes no
+step: it hears of the signal through `relay`, and waits no longer.
 """
 
 import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from consumer.endings import cause_of_signal, in_time, write_status
 
 _WRITE_S = 3.0  # for the last word
+_RELAY_S = 0.5  # between two looks whether another rank was asked
 SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+
+
+class Call(Protocol):
+    """A number that any rank calls out to all (parallel/board.py); RuntimeError once the ranks are gone."""
+
+    def out(self, number: int) -> None:
+        """Let every rank hear `number`."""
+
+    def heard(self) -> int:
+        """What was called out, or 0."""
 
 
 class Stop:
@@ -61,6 +74,11 @@ class Stop:
         if self.code:
             act()
 
+    def relay(self, call: Call) -> None:
+        """Tell the other ranks of a signal at once, and hear of theirs."""
+        self.then(lambda: self._beside(lambda: call.out(self.code)))  # the grace goes on where the store hangs
+        self._beside(lambda: self._overhear(call))
+
     def close(self) -> None:
         """Give the signals back and force no end any more. A run does without: its own end may hang as well."""
         signal.set_wakeup_fd(self._wakeup)
@@ -72,6 +90,19 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.code = self.code or 128 + number  # a second signal changes nothing
+
+    def _beside(self, act: Callable[[], None]) -> None:
+        def quietly() -> None:
+            with suppress(RuntimeError):  # the store goes with the job
+                act()
+
+        threading.Thread(target=quietly, name="relay", daemon=True).start()
+
+    def _overhear(self, call: Call) -> None:
+        while not self.code and not self._closed.wait(_RELAY_S):
+            code = call.heard()
+            if code and not self._closed.is_set():
+                self.heard(code)
 
     def _listen(self) -> None:
         asked: list[int] = []

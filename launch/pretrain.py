@@ -24,6 +24,7 @@ from launch.encoder_facts import latent_statistics
 from launch.farewell import leave
 from launch.preflight import preflight
 from launch.settings import Settings, command_line, guarded
+from parallel.board import Call
 from parallel.layers import check_provider
 from parallel.mesh import Mesh, check
 from producer.api.deal import deal
@@ -63,6 +64,7 @@ def job(settings: Settings, stop: Stop, watchdog: Watchdog, last: ExitStack) -> 
     latent_statistics(settings.encoder.root, settings.model)
     mesh = Mesh.start(settings.mesh)
     last.callback(mesh.close)
+    stop.relay(Call("stop"))
     if mesh.rank == 0:
         write_status(settings.run.dir, Cause.RUNNING, step=0, run=settings.run.dir.name)
     watchdog.beat("preflight")

@@ -46,3 +46,18 @@ class Board:
         except DistStoreError:
             return None
         return bytes(self._store.get(key))
+
+
+class Call:
+    """A number that any rank calls out to all, whatever they wait for; over a connection of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._store = PrefixStore(name, _get_default_store().clone())  # type: ignore[attr-defined]
+
+    def out(self, number: int) -> None:
+        """Let every rank hear `number`, which is not 0."""
+        self._store.set("number", str(number))
+
+    def heard(self) -> int:
+        """What was called out, 0 if nothing was. Raises RuntimeError once the store is gone."""
+        return int(self._store.get("number")) if self._store.check(["number"]) else 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Start
-from tests.faults.job import Job
+from tests.faults.job import Job, Producers
 from tests.faults.planted import Fault
 
 # What the run is at: the moment and step of the signal.
@@ -69,6 +69,20 @@ def test_sigterm_saves_and_ends(phase: str, to: str, start: Start, tmp_path: Pat
     job = ask(start, tmp_path, phase, to, "SIGTERM")
     check_saved(job)
     assert (job.status()["cause"], job.status()["code"]) == ("preempted", 143)
+
+
+@pytest.mark.long
+def test_a_signal_to_one_rank_ends_another_s_wait_for_data(start: Start, tmp_path: Path) -> None:
+    own = Producers(tmp_path)
+    try:
+        fault = Fault("SIGTERM", "data", 3, rank=1, delay_s=8)  # by then what was pulled ahead is used up
+        job = start(tmp_path / "run", 2, *own.overrides(wait_s=40), *settings(), faults=[fault])
+        job.until(lambda: job.struck() or job.poll(), RUN_S)
+    finally:
+        own.stop()
+    assert job.wait(8 + GRACE_S + 10) != 0
+    assert (job.status()["cause"], job.status()["code"]) == ("preempted", 143), job.said()[-3000:]
+    assert "without a save" not in job.status()["message"] and job.checkpoints()[-1] == job.done()
 
 
 @pytest.mark.parametrize("to", ["launcher", *(pytest.param(to, marks=pytest.mark.long) for to in TO[1:])])

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch._C._distributed_c10d import HashStore
 
 from consumer.endings import Cause, read_status
 from consumer.stop import SIGNALS, Stop
+from parallel import board
 
 ROOT = Path(__file__).parents[3]
 
@@ -147,3 +149,25 @@ def test_closing_gives_the_signals_back() -> None:
     stop.close()
     time.sleep(0.1)  # still here: nothing is forced any more
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_to_another_rank_is_heard_without_a_step(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = HashStore(), threading.Event()
+    monkeypatch.setattr(board, "_get_default_store", lambda: store)
+    stop.then(told.set)
+    stop.relay(board.Call("stop"))
+    assert not told.wait(0.7) and stop.code == 0
+    board.Call("stop").out(143)
+    assert told.wait(10) and stop.code == 143
+
+
+def test_a_signal_is_called_out_to_the_other_ranks(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    monkeypatch.setattr(board, "_get_default_store", lambda: store)
+    stop.relay(board.Call("stop"))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    other, end = board.Call("stop"), time.monotonic() + 10
+    while not other.heard():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert other.heard() == 138
