@@ -1,7 +1,11 @@
 """Who may talk: TLS, mTLS and tokens over real Flight on the loopback, and what is said to who may not."""
 
 import dataclasses
+import re
+import shutil
+import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,3 +236,19 @@ def test_a_whole_training_pulls_over_mtls(tmp_path: Path, ours: Authority) -> No
     finally:
         worker.stop()
         server.stop()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_the_papers_of_the_manual_work_as_it_says(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
+    commands = re.search(r"```sh\n(mkdir -p papers.*?)```", manual, re.DOTALL)
+    settings = re.search(r"```toml\n(.*?)```", manual, re.DOTALL)
+    assert commands and settings
+    subprocess.run(["bash", "-euc", commands[1]], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    said = tomllib.loads(settings[1].replace("papers/", f"{tmp_path}/papers/"))
+    fleet = build(FleetConfig, {"registry": "r.json", **said["fleet"]}).tls
+    trainer = build(PullConfig, {"address": "h:1", **said["pull"]}).tls
+    with served(Access(TOKEN, fleet)) as address:
+        assert call(address, trainer)
+        with pytest.raises(HandshakeError, match="it asks for a certificate of ours"):
+            call(address, dataclasses.replace(trainer, cert=None, key=None))  # type: ignore[type-var]
