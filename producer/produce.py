@@ -44,6 +44,7 @@ _CHANGED = "picture: its bytes are not those that were curated"
 # What is tried of a sample of a unit that ended its workers, and how often a try must not have come back.
 _PARTS = ("picture", "caption")
 _DEATHS = 2
+_DEATHS_TOGETHER = 3  # the rest of its unit is at stake
 _KILLED = {part: f"{KILLED}: by its {part}" for part in _PARTS}
 _TOGETHER = f"{KILLED}: its unit did, and no sample of it alone"
 _SILENCED = (_KILLED["caption"], _TOGETHER)
@@ -157,7 +158,8 @@ class UnitMaker:
     def narrow(self, unit: UnitId) -> tuple[pa.RecordBatch, int]:
         """The same for a unit that ended earlier workers, one sample at a time and nothing beside it.
 
-        The journal says what is tried before it is; what has not come back from two tries is left out.
+        The journal says what is tried before it is. What came back is not tried again, and what did not come back from
+        two tries is left out.
         """
         if unit.stream == "empty":
             return self(unit)
@@ -173,9 +175,10 @@ class UnitMaker:
         with self._rejects.attempt(begun.plan.plan, unit) as attempt:
             for row in begun.rows:
                 self._try(begun, row, attempt)
-            if attempt.deaths("", "unit") >= _DEATHS:
+            if attempt.deaths("", "unit") >= _DEATHS_TOGETHER:
                 self._leave_out(begun, [str(row["key"]) for row in begun.rows], _TOGETHER)
             attempt.begin("", "unit")
+            self._decode(begun)
             return self._finish(self._encode(begun))
 
     def expect(self, units: Sequence[UnitId]) -> None:
@@ -249,11 +252,14 @@ class UnitMaker:
     def _begin(self, unit: UnitId) -> _Begun:
         """Look at `unit`, and begin with the pictures that it needs."""
         begun = self._look(unit)
+        self._decode(begun)
+        return begun
+
+    def _decode(self, begun: _Begun) -> None:
         for row in begun.rows:
             key = row["key"]
             if key not in begun.known and key not in begun.left_out and key not in begun.pictures:
                 begun.pictures[key] = self._pool.submit(self._picture, row, begun.plan.bucket)
-        return begun
 
     def _picture(self, row: dict[str, Any], bucket: Bucket) -> np.ndarray | str:
         with self._stages("read"):
@@ -319,6 +325,8 @@ class UnitMaker:
         for part in _PARTS:
             if key in begun.left_out:
                 return
+            if attempt.survived(key, part):
+                continue
             if attempt.deaths(key, part) >= _DEATHS:
                 self._leave_out(begun, [key], _KILLED[part])
                 return

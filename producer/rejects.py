@@ -14,6 +14,8 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +36,40 @@ class JournalFullError(RejectsError):
 class Attempt:
     """One try at a unit, part by part, which this process may not survive."""
 
-    def __init__(self, journal: "Rejects", said: dict[str, Any], ended: list[tuple[str, str]]) -> None:
-        self._journal, self._said, self._ended = journal, said, ended
+    def __init__(self, journal: "Rejects", said: dict[str, Any], tried: "_Tried") -> None:
+        self._journal, self._said, self._tried = journal, said, tried
 
     def deaths(self, key: str, part: str) -> int:
         """How many earlier attempts did not come back from this."""
-        return self._ended.count((key, part))
+        return list(self._tried.last.values()).count((key, part))
+
+    def survived(self, key: str, part: str) -> bool:
+        """Whether an earlier attempt came back from this, so that it need not be tried again."""
+        return (key, part) in self._tried.survived
 
     def begin(self, key: str, part: str) -> None:
         """What is done next is `part` of sample `key`; on return that survives a power cut."""
         self._journal.append([self._said | {"trying": [key, part]}])
 
-    def end(self) -> None:
-        """What was tried last came back."""
-        self._journal.append([self._said | {"trying": None}])
+    def end(self, whole: bool) -> None:
+        """What was tried last came back, and if `whole` without an error."""
+        self._journal.append([self._said | {"trying": None, "whole": whole}])
+
+
+@dataclass
+class _Tried:
+    """All attempts at one unit: the last that each tried, None after its end; and what came back."""
+
+    last: dict[str, tuple[str, str] | None] = field(default_factory=dict)
+    survived: set[tuple[str, str]] = field(default_factory=set)
+
+    def take(self, said: dict[str, Any]) -> None:
+        """Another line of an attempt."""
+        attempt, trying = str(said["attempt"]), said["trying"]
+        before = self.last.get(attempt)
+        if before and (trying or said["whole"]):
+            self.survived.add(before)
+        self.last[attempt] = trying and (str(trying[0]), str(trying[1]))
 
 
 class Rejects:
@@ -60,7 +82,7 @@ class Rejects:
         self._read = 0  # bytes
         self._known: dict[tuple[str, UnitId], dict[str, str]] = {}
         self._killers: dict[str, dict[str, str]] = {}  # by plan: samples that no unit should try again
-        self._tried: dict[tuple[str, UnitId], dict[str, tuple[str, str] | None]] = {}  # by attempt: what was last
+        self._tried: dict[tuple[str, UnitId], _Tried] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -87,12 +109,14 @@ class Rejects:
         """A try at a unit that ended earlier workers; leaving it says that this process is alive."""
         with self._lock:
             self._catch_up()
-            ended = [last for last in self._tried.get((plan, unit), {}).values() if last]
-        attempt = Attempt(self, {"plan": plan, "unit": unit, "attempt": uuid.uuid4().hex[:12]}, ended)
+            tried = deepcopy(self._tried.get((plan, unit), _Tried()))
+        attempt = Attempt(self, {"plan": plan, "unit": unit, "attempt": uuid.uuid4().hex[:12]}, tried)
         try:
             yield attempt
-        finally:
-            attempt.end()
+        except BaseException:
+            attempt.end(whole=False)
+            raise
+        attempt.end(whole=True)
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append `lines`; on return they survive a power cut."""
@@ -130,8 +154,7 @@ class Rejects:
                 said = json.loads(line)
                 at = (str(said["plan"]), UnitId(*said["unit"]))
                 if "attempt" in said:
-                    last = said["trying"]
-                    self._tried.setdefault(at, {})[str(said["attempt"])] = last and (str(last[0]), str(last[1]))
+                    self._tried.setdefault(at, _Tried()).take(said)
                     continue
                 key, reason = str(said["key"]), str(said["reason"])
                 self._known.setdefault(at, {})[key] = reason
