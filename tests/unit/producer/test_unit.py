@@ -131,9 +131,9 @@ def test_a_checksum_that_differs_names_the_sample() -> None:
 
 def test_a_unit_of_another_version_says_which() -> None:
     batch = pack(HEADER, [])
-    said = json.dumps({"version": 2})
+    said = json.dumps({"version": 1})
     newer = batch.replace_schema_metadata({"inkstone.unit": said, "inkstone.crc": str(zlib.crc32(said.encode()))})
-    with pytest.raises(UnitError, match="unit version 2, this reader knows 1"):
+    with pytest.raises(UnitError, match="unit version 1, this reader knows 2"):
         unpack(newer)
 
 
@@ -180,7 +180,7 @@ def _resealed(batch: pa.RecordBatch, **changes: object) -> pa.RecordBatch:
     [row] = batch.to_pylist()
     row |= changes
     binary = {name: memoryview(row[name]) for name in ("mean", "logvar", "text")}
-    row["crc"] = checksum({**row, **binary})
+    row["checksum"] = checksum({**row, **binary})
     return pa.RecordBatch.from_pylist([row], schema=SCHEMA.with_metadata(batch.schema.metadata))
 
 
