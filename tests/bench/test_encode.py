@@ -43,7 +43,7 @@ WARM = 2
 SAMPLES = 16  # a unit
 PHOTOS = (UNITS + WARM + 4) * SAMPLES
 TARGET = 0.9
-TARGET_CPU = 0.85
+TARGET_CPU = 0.9
 LONGEST_S = 600.0  # for a turn
 
 
