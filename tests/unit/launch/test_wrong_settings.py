@@ -37,7 +37,7 @@ WRONG = {
     "optim.precision=fp16": "optim.precision: input should be 'bf16' or 'fp32', got 'fp16'",
     "mesh.provider=te": "mesh.provider: input should be 'megatron' or 'transformer_engine', got 'te'",
     "schedule.kind=linear": "schedule.kind: input should be 'constant', 'cosine' or 'wsd', got 'linear'",
-    "source.kind=zip": "source.kind: input should be 'tars' or 'folder', got 'zip'",
+    "source.kind=zip": "source.kind: input should be 'tars', 'parquet' or 'folder', got 'zip'",
     "encoder.device=gpu": "encoder.device: 'gpu' is no device; use cpu, cuda or cuda:1",
     "sample.device=gpu": "sample.device: 'gpu' is no device; use cpu, cuda or cuda:1",
     # bounds
