@@ -17,7 +17,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.e2e.test_fleet import until
+from producer.api.channel import BindError
+from producer.fleet import Fleet
+from tests.e2e.test_fleet import JOB, config, until
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = yaml.safe_load((ROOT / "launch" / "cluster" / "ray-producers.yaml").read_text())
@@ -27,6 +29,16 @@ STARTS = [line for side in ("head", "worker") for line in CLUSTER[f"{side}_start
 def test_every_ray_of_the_example_asks_for_the_token_and_has_no_dashboard() -> None:
     assert len(STARTS) == 2 and all("RAY_AUTH_MODE=token" in line for line in STARTS)
     assert "--include-dashboard=false" in STARTS[0] and "dashboard-host" not in STARTS[0]
+
+
+def test_a_fleet_open_to_other_machines_without_tls_does_not_start(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with (
+        pytest.raises(BindError, match=r"fleet\.host: 0\.0\.0\.0 .* set fleet\.tls"),
+        Fleet(config(tmp_path, host="0.0.0.0"), JOB),
+    ):
+        pass
+    assert set(psutil.Process().children(recursive=True)) <= before and not (tmp_path / "coordinator.json").exists()
 
 
 def free_ports(count: int) -> list[int]:
