@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # A listing younger than this may miss a file that appeared within the same tick of the file system's clock.
 _TICK_NS = 50_000_000
+# A listing that took longer than this is followed by so many times its duration without one.
+_LISTING_S, _LISTING_SHARE = 0.01, 20
 _TURN_S = 2.0  # the longest that a writer waits for another one
 _USED_S = 300.0  # a file's time of change says to within this when it was last used
 _FULL = 16 << 20  # bytes of a file that is not merged any more
@@ -135,6 +137,7 @@ class Folder:
         self._gone = 0  # rows of files that are gone
         self._used: dict[str, float] = {}
         self._listed_ns = -1
+        self._next_listing = 0.0
 
     def get(self, ids: Iterable[bytes]) -> dict[bytes, tuple[Any, ...]]:
         """The values of those of `ids` that are here, each verified."""
@@ -161,7 +164,7 @@ class Folder:
         """Write what was gathered and is not here yet as one file. OSError, also `room`'s: it is still gathered."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self._turn() as mine:
-            self.refresh()
+            self.refresh(force=True)
             fresh = [record for record in self.gathered.values() if self._find(record.id) is None]
             if fresh:
                 room(_FILE + len(fresh) * (_HEAD + sum(map(len, fresh[0].parts))))
@@ -177,9 +180,12 @@ class Folder:
         """Learn which files came and went; one stat where nothing changed."""
         try:
             changed = self.path.stat().st_mtime_ns
-            if changed == self._listed_ns and not force:
+            begun = time.monotonic()
+            if (changed == self._listed_ns or begun < self._next_listing) and not force:
                 return
             names = {entry.name for entry in os.scandir(self.path) if entry.name.endswith(".arrow")}
+            took = time.monotonic() - begun
+            self._next_listing = begun + _LISTING_SHARE * took if took > _LISTING_S else 0.0
         except OSError:
             changed, names = -1, set()
         self._listed_ns = changed if time.time_ns() - changed > _TICK_NS else -1
