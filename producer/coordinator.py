@@ -272,7 +272,8 @@ class Coordinator:
             if self._starting(now) and not waited:
                 break
             must = waited or distance < 2 * self.offer.units
-            if not must and not self._fits(distance, len(chosen)):
+            # What must be made takes the place of what was trained, or is needed later.
+            if unit.stream == "train" and not self._fits(distance, len(chosen)) and not must:
                 break
             if said.full and not self._trade(said.worker, distance) and not must:
                 break

@@ -25,6 +25,16 @@ NEAR = 2 * UNITS  # units that are made whatever the horizon says
 PREFETCH = 3  # units a group has ahead of the step being trained
 KEPT = {UnitId("empty", 0, 0), UnitId("validation", 0, 0), UnitId("validation", 0, 1)}
 WORKERS, TRAINERS = 4, 2
+DISTURBANCES = (
+    "fail",
+    "join_or_restart",
+    "leave",
+    "leave_in_good_order",
+    "freeze_or_thaw",
+    "compile",
+    "register_late",
+    "replace_coordinator",
+)
 
 
 @dataclass
@@ -38,6 +48,7 @@ class Hand:
     holds: dict[UnitId, str] = field(default_factory=dict)
     queue: list[UnitId] = field(default_factory=list)
     frozen: bool = False
+    leaving: bool = False
     compiling: int = -1  # the step from which on it cannot make units yet
 
     def plan(self, unit: UnitId) -> str:
@@ -56,6 +67,7 @@ class Hand:
             bytes=SIZE * len(self.holds),
             incarnation=self.incarnation,
             until=self.compiling,
+            leaving=self.leaving,
         )
 
     def hear(self, texts: tuple[str, ...]) -> None:
@@ -112,12 +124,14 @@ class Fleet(RuleBasedStateMachine):
     """Workers come, go, die, freeze, fail and compile; trainers advance, save, go back with other groups, come and go;
     the recipe changes; messages of the dead arrive late; the coordinator is replaced and has only its journal."""
 
+    pulled = 0  # over all schedules
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.rules = Coordinator(OFFER, LIMITS, 0.0)
         self.journal = self.rules.switches.journal
-        self.starts = 0
+        self.starts = self.told = 0
         self.hands = {name: self.hand(name) for name in ("w0", "w1")}
         self.readers: dict[str, Reader] = {}
         self.retired: dict[str, int] = {}  # trainers that said goodbye, and their last start
@@ -138,6 +152,30 @@ class Fleet(RuleBasedStateMachine):
         welcome = self.rules.hello(Hello(name, incarnation, step, plan), self.now)
         assert welcome.plan == self.journal.at(step).id
 
+    @rule(rounds=st.integers(1, 6), seconds=st.sampled_from([0.1, 1.0]))
+    def go_on(self, rounds: int, seconds: float) -> None:
+        """Everybody who is well does what it should for a while."""
+        for _ in range(rounds):
+            self.now += seconds
+            for hand in list(self.hands.values()):
+                if not hand.frozen:
+                    self.beat(hand)
+                    while hand.queue:
+                        self.make(hand)
+            for reader in self.readers.values():
+                for group in range(reader.groups):
+                    self.pull(int(reader.name[1:]), group)
+
+    @rule(rounds=st.integers(1, 6), which=st.integers(0, TRAINERS - 1))
+    def go_on_and_save(self, rounds: int, which: int) -> None:
+        self.go_on(rounds, 0.2)
+        self.checkpoint(which)
+
+    @rule(kind=st.sampled_from(DISTURBANCES), which=st.integers(0, WORKERS - 1), rounds=st.integers(0, 3))
+    def disturb(self, kind: str, which: int, rounds: int) -> None:
+        self.go_on(rounds, 0.1)
+        getattr(self, kind)(which)
+
     # Workers.
 
     @rule(which=st.integers(0, WORKERS - 1), full=st.booleans())
@@ -148,9 +186,12 @@ class Fleet(RuleBasedStateMachine):
 
     def beat(self, hand: Hand, full: bool = False) -> None:
         rules = self.rules
-        asked, before, dropped = set(rules.demand.asked), rules.ledger.ahead, set(rules.ledger.held)
+        asked, known = set(rules.demand.asked), rules.ledger.held.keys() | rules.ledger.leased.keys()
+        # What only a new coordinator has to be told of is there already, however much it is.
+        self.told += SIZE * sum(unit.stream == "train" and unit not in known for unit in (*hand.holds, *hand.queue))
         granted = rules.lease(hand.lease(full), self.now)
         steps = [trainer.step for trainer in rules.demand.trainers.values()]
+        assert not (hand.leaving and granted.units), "a worker that leaves"
         for unit in granted.units:
             assert unit not in hand.holds or unit in granted.forget, "made twice by one worker"
             if unit.stream != "train" or unit in asked:
@@ -160,12 +201,21 @@ class Fleet(RuleBasedStateMachine):
             assert unit.step < min([from_text(text).from_step for text in granted.entries], default=unit.step + 1)
             far = (rules.demand.distance(unit) or 0) >= NEAR
             assert not far or rules.ledger.ahead <= LIMITS.horizon_bytes, "beyond the horizon"
-        near = LIMITS.horizon_bytes + SIZE * (NEAR * max(1, len(steps)) + len(asked))
-        assert rules.ledger.ahead <= max(before + SIZE * len(hand.holds), near), (before, dropped)
+        limit = LIMITS.horizon_bytes + SIZE * NEAR * max(1, len(steps))
+        assert rules.ledger.ahead <= limit + self.told, "beyond the horizon and the next two steps"
+        if rules.ledger.ahead <= limit:
+            self.told = 0
         hand.holds = {unit: plan for unit, plan in hand.holds.items() if unit not in granted.forget}
         hand.queue = [unit for unit in hand.queue if unit not in granted.forget]
         hand.hear(granted.entries)
         hand.queue += granted.units
+        if hand.leaving and not hand.holds:
+            self.beat_of_parting(hand)
+
+    def beat_of_parting(self, hand: Hand) -> None:
+        self.rules.lease(hand.lease(False), self.now)
+        assert hand.name not in self.rules.ledger.workers
+        del self.hands[hand.name]
 
     @rule(which=st.integers(0, WORKERS - 1))
     def finish(self, which: int) -> None:
@@ -178,30 +228,33 @@ class Fleet(RuleBasedStateMachine):
         if self.rules.register(hand.registration(unit), self.now).accepted:
             hand.holds[unit] = hand.plan(unit)
 
-    @rule(which=st.integers(0, WORKERS - 1))
     def fail(self, which: int) -> None:
         hand = self.hands.get(f"w{which}")
         if hand and hand.queue and not hand.frozen:
             self.rules.failed(Failed(hand.name, hand.queue.pop(0), "Fault"), self.now)
 
-    @rule(which=st.integers(0, WORKERS - 1))
     def join_or_restart(self, which: int) -> None:
         self.bury(f"w{which}")
         self.hands[f"w{which}"] = self.hand(f"w{which}")
 
-    @rule(which=st.integers(0, WORKERS - 1))
     def leave(self, which: int) -> None:
         self.bury(f"w{which}")
+
+    def leave_in_good_order(self, which: int) -> None:
+        """It makes nothing more, serves what it holds, and is gone when nothing is left."""
+        if f"w{which}" in self.hands:
+            hand = self.hands[f"w{which}"]
+            hand.leaving, hand.queue = True, []
 
     def bury(self, name: str) -> None:
         gone = self.hands.pop(name, None)
         if gone:
             self.late = [*self.late, *map(gone.registration, gone.queue)][-6:]
 
-    @precondition(lambda self: self.late)
-    @rule()
-    def register_late(self) -> None:
-        said = self.late.pop(0)
+    def register_late(self, which: int) -> None:
+        if not self.late:
+            return
+        said = self.late.pop(which % len(self.late))
         replaced = said.worker in self.rules.ledger.workers and (
             self.rules.ledger.workers[said.worker].incarnation > said.incarnation
         )
@@ -214,12 +267,10 @@ class Fleet(RuleBasedStateMachine):
             held = self.rules.ledger.held.get(said.unit)
             assert answer.accepted == (held is not None and held.worker == said.worker)
 
-    @rule(which=st.integers(0, WORKERS - 1))
     def freeze_or_thaw(self, which: int) -> None:
         if f"w{which}" in self.hands:
             self.hands[f"w{which}"].frozen ^= True
 
-    @rule(which=st.integers(0, WORKERS - 1))
     def compile(self, which: int) -> None:
         if f"w{which}" in self.hands:
             self.hands[f"w{which}"].compiling = -1
@@ -230,8 +281,7 @@ class Fleet(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule()
-    def replace_coordinator(self) -> None:
+    def replace_coordinator(self, which: int) -> None:
         self.rules = Coordinator(OFFER, LIMITS, self.now, self.journal)
 
     @precondition(lambda self: len(self.journal.lines) < 6)
@@ -251,9 +301,10 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, TRAINERS - 1), group=st.integers(0, UNITS - 1))
     def pull(self, which: int, group: int) -> None:
+        """All that a group may have and there is."""
         reader = self.readers.get(f"t{which}")
-        if reader:
-            self.take(reader, group % reader.groups)
+        while reader and self.take(reader, group % reader.groups):
+            pass
 
     def take(self, reader: Reader, group: int) -> bool:
         unit = reader.next(group)
@@ -270,6 +321,7 @@ class Fleet(RuleBasedStateMachine):
             return False
         assert holder.holds[unit] == self.journal.at(unit.step).id == found.plan, "a unit of another plan"
         reader.got[unit] = found.plan
+        Fleet.pulled += 1
         reader.ahead[group] += 1
         return True
 
@@ -353,6 +405,8 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With the faults over, every trainer gets every unit, and nothing stays that nobody needs."""
+        for name in [name for name, hand in self.hands.items() if hand.leaving]:
+            self.bury(name)
         self.hands.setdefault("w0", self.hand("w0"))
         for hand in self.hands.values():
             hand.frozen, hand.compiling = False, -1
@@ -409,4 +463,6 @@ def test_any_schedule_of_a_fleet_keeps_the_rules_for_ten_thousand_steps(number: 
         derandomize=False,
         print_blob=True,
     )
+    Fleet.pulled = 0
     run_state_machine_as_test(seed(number)(Fleet), settings=thorough)
+    assert Fleet.pulled > 12_000
