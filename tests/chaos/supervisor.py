@@ -371,7 +371,8 @@ class Supervisor:
             except UnreachableError:
                 time.sleep(0.2)
             except ValueError as error:
-                # It was taken, and the answer lost.
+                if "added meanwhile" in str(error):
+                    continue  # another switch came before this one, or this one did and the answer was lost
                 if "in force already" not in str(error):
                     self._refused.append(str(error))
                 return
