@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # A listing younger than this may miss a file that appeared within the same tick of the file system's clock.
 _TICK_NS = 50_000_000
-# A listing that took longer than this is followed by so many times its duration without one.
-_LISTING_S, _LISTING_SHARE = 0.01, 20
+# A listing of more files than this is followed by so many times its duration without one.
+_LISTING_FILES, _LISTING_SHARE = 1000, 20
 _TURN_S = 2.0  # the longest that a writer waits for another one
 _USED_S = 300.0  # a file's time of change says to within this when it was last used
 _FULL = 16 << 20  # bytes of a file that is not merged any more
@@ -185,7 +185,7 @@ class Folder:
                 return
             names = {entry.name for entry in os.scandir(self.path) if entry.name.endswith(".arrow")}
             took = time.monotonic() - begun
-            self._next_listing = begun + _LISTING_SHARE * took if took > _LISTING_S else 0.0
+            self._next_listing = begun + _LISTING_SHARE * took if len(names) > _LISTING_FILES else 0.0
         except OSError:
             changed, names = -1, set()
         self._listed_ns = changed if time.time_ns() - changed > _TICK_NS else -1
