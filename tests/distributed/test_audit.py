@@ -89,3 +89,10 @@ def test_a_checksum_tells_any_flipped_bit_at_any_alignment() -> None:
                 before = checksum([part])
                 _flip(part, g)
                 assert checksum([part]) != before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_two_hundred_flipped_bits_are_found_and_none_where_there_is_none(ranks: Ranks, start: Path) -> None:
+    for said in ranks.run(3, audited, deadline_s=1400, folder=start, tp=1, precision="bf16", flips=200):
+        assert said["found"] == said["planted"]
