@@ -226,6 +226,16 @@ def test_settings_that_keep_nothing_are_an_error_with_the_counts(
     assert Index.open(folder / "index").id == first.generation
 
 
+def test_a_source_of_too_many_broken_pictures_is_an_error_with_the_share(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path
+) -> None:
+    folder, first = curated
+    share = f"{first.dropped['broken'] / first.seen:.1%}"
+    with pytest.raises(CurateError, match=rf"curate\.max_broken: {share} of {first.seen} samples .* more than 1\.0%"):
+        run(corpus, folder, tokenizer, max_broken=0.01, address="127.0.0.1:1")
+    assert Index.open(folder / "index").id == first.generation
+
+
 def test_wrong_settings_are_named_before_ray_starts(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(SourceError, match=r"source\.path: .*nowhere does not exist"):
