@@ -28,6 +28,7 @@ from producer.api.protocol import Welcome
 LINE_LIMIT = 256 << 10
 
 _LOCK_POLL_S = 0.1
+_TRAINERS = 4096  # that are remembered
 
 
 class JournalError(ValueError):
@@ -185,6 +186,9 @@ class Journal:
         """`trainer` was given units of `step`, or has gone back to before it."""
         if self.handed.get(trainer) == (incarnation, step):
             return
+        if trainer not in self.handed and len(self.handed) >= _TRAINERS:
+            # Those that are gone make room first.
+            del self.handed[min(self.handed, key=lambda name: self.handed[name][1])]
         self.handed[trainer] = (incarnation, step)
         if self._note >= 0:
             said = json.dumps([_boot(), self.handed])
