@@ -105,7 +105,7 @@ def _limits(seen: Seen, job: Job) -> dict[str, Any]:
     assert not many, f"more than {DESCRIPTORS} descriptors: {many}"
     # Each writer adds a file before it looks at the total.
     assert seen.cache <= 2 * job.cache_bytes, f"the cache took {seen.cache} bytes of {job.cache_bytes}"
-    assert seen.ahead <= HORIZON_BYTES * 1.5, f"{seen.ahead} bytes ahead, the horizon is {HORIZON_BYTES}"
+    assert seen.ahead <= HORIZON_BYTES * 1.25, f"{seen.ahead} bytes ahead, the horizon is {HORIZON_BYTES}"
     return {
         "starts": dict(seen.starts),
         "trainer (step, groups)": seen.courses,

@@ -34,9 +34,9 @@ T = TypeVar("T")
 WORKERS = 2
 MOST_WORKERS = 5
 RESTART_S = (0.1, 0.8)
-STUCK_S = 60.0  # without a step of the trainer although nothing is held back any longer
-SWITCH_S = 60.0
-END_S = 20.0  # for those told to end, on a busy machine
+STUCK_S = 120.0  # without a step of the trainer although nothing is held back any longer
+SWITCH_S = 120.0
+END_S = 40.0  # for those told to end, on a busy machine
 _TICK_S, _SAMPLE_S = 0.02, 0.25
 _PIECE = 1 << 14
 
