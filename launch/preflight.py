@@ -37,7 +37,10 @@ from producer.api.deal import deal
 _KEPT = 16
 
 # What may differ between ranks: where a host keeps what all hosts have, and what training does not read.
-_MAY_DIFFER = ("encoder.root", "encoder.device", "encoder.threads", "pull.registry", "pull.address", "pull.token")
+_MAY_DIFFER = (
+    *("encoder.root", "encoder.device", "encoder.threads"),
+    *("pull.registry", "pull.address", "pull.token", "pull.tls.ca", "pull.tls.cert", "pull.tls.key"),
+)
 _UNREAD = ("source", "curate", "operators", "cache", "fleet", "sample")
 
 _WIDTH = 160  # of the table where output is no terminal

@@ -31,7 +31,8 @@ _OPTIONS = [
     # Clients of one process share connections, and with them the wait before the next try, unless told otherwise.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name how long one attempt may take, TLS and a busy server included.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
 ]

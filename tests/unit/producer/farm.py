@@ -87,7 +87,7 @@ class Farm:
     def call(self, action: str, body: bytes, token: str = TOKEN, address: str = "") -> bytes:
         channel = Channel(address or self.coordinator.address, token)
         try:
-            return channel.ask_raw(action, body, 5.0)
+            return channel.ask_raw(action, body, 30.0)
         finally:
             channel.close()
 

@@ -45,7 +45,7 @@ def servers() -> Iterator[dict[str, flight.FlightClient]]:
     coordinator.stop()
 
 
-def options(timeout_s: float = 20.0) -> flight.FlightCallOptions:
+def options(timeout_s: float = 60.0) -> flight.FlightCallOptions:
     return flight.FlightCallOptions(timeout=timeout_s, headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
 
 
@@ -132,7 +132,7 @@ fields = {
 }
 nearly = some.fixed_dictionaries({}, optional=fields)
 bodies = some.binary(max_size=200) | trees.map(_json := lambda tree: json.dumps(tree).encode()) | nearly.map(_json)
-a_lot = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+a_lot = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @a_lot
