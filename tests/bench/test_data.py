@@ -30,7 +30,7 @@ MORE = Case(groups=4096, workers=512, warm_s=40.0)
 TOGETHER = Case(spread_s=0.1)
 
 KILLS, RECOVER_S = 10, 5.0
-# A step of two units of 1 MB each tenth of a second; the horizon holds a minute of them.
+# Units of 1 MB, two a step. What covers a death is what the trainer has pulled: eight steps, 2 s.
 SMALL = SyntheticJob(units=2, validation_units=1, samples=4, bucket="256x256", tokens=128, width=512)
 STEP_S, WAIT_SHARE, STEPS = 0.25, 0.01, 200
 # Eight megabytes a unit, as 16 captions of a small text encoder.
@@ -118,10 +118,10 @@ def holder(running: Farm) -> tuple[str, UnitId] | None:
 
 @pytest.mark.timeout(600)
 def test_a_killed_worker_is_made_up_for_in_seconds_and_the_trainer_does_not_notice(tmp_path: Path) -> None:
-    limits = Limits(horizon_bytes=40 << 20, heartbeat_s=1.0, lease_s=15.0)  # as a fleet's, but for the bytes
+    limits = Limits(horizon_bytes=80 << 20, heartbeat_s=1.0, lease_s=15.0)  # as a fleet's, but for the bytes
     with farm(tmp_path, SMALL, limits) as running:
         alive = {f"w{number}": running.process(f"w{number}") for number in range(3)}
-        source, other = running.source(wait_s=60.0, prefetch=4), running.source(trainer="probe", wait_s=60.0)
+        source, other = running.source(wait_s=60.0, prefetch=16), running.source(trainer="probe", wait_s=60.0)
         source.hello(0)
         source.follow(schedule, 0, 10_000)
         until(lambda: holder(running) is not None, 60)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,9 @@ def test_a_missing_index_is_said_in_one_message_before_anything_starts(tmp_path:
 
 
 def test_the_command_serves_real_units_until_it_is_told_to_end(tmp_path: Path, photos: list[str]) -> None:
-    job = produce(tmp_path, *photos, "fleet.lease_s=3", "--report", str(tmp_path / "report.json"))
+    job = produce(
+        tmp_path, *photos, "fleet.lease_s=3", "fleet.metrics_port=0", "--report", str(tmp_path / "report.json")
+    )
     assert job.stdout is not None
     said = [job.stdout.readline()]
     assert said[0].startswith("ready: 1 workers"), said[0] + job.stdout.read()
@@ -152,8 +156,12 @@ def test_the_command_serves_real_units_until_it_is_told_to_end(tmp_path: Path, p
             assert len(samples) + header.rejected == 4
     source.close()
     mine = psutil.Process(job.pid).children(recursive=True)
-    said.append(job.stdout.readline())
-    assert "units ahead" in said[1] and "images/s" in said[1] and "t at step" in said[1]
+    said += [job.stdout.readline(), job.stdout.readline()]
+    assert "units ahead" in said[2] and "images/s" in said[2] and "t at step" in said[2]
+    where = re.fullmatch(r"metrics at (http://127\.0\.0\.1:\d+/metrics)\n", said[1])
+    assert where, said[1]
+    # Once the next look at the worker's counters was had.
+    until(lambda: re.search(r'stage_images_total\{stage="vae",worker="worker-0"\} [1-9]', scrape(where[1])), 60)
     start = time.monotonic()
     job.send_signal(signal.SIGINT)
     said += [job.communicate(timeout=20)[0]]
@@ -165,6 +173,10 @@ def test_the_command_serves_real_units_until_it_is_told_to_end(tmp_path: Path, p
     assert report["units"] >= 8 and report["images"] > 0 and report["rejected"] >= missing > 0
     # A unit may have been made and not be heard of any more.
     assert len((tmp_path / "fleet" / "rejects.jsonl").read_text().splitlines()) >= report["rejected"]
+
+
+def scrape(where: str) -> str:
+    return str(urllib.request.urlopen(where, timeout=30).read().decode())
 
 
 def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path, photos: list[str]) -> None:
