@@ -25,6 +25,7 @@ _CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"}
     | {"ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}
 )
+_ONE_FILE = (".tar", ".parquet")
 _FIX = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or source.remote.anonymous for a public bucket"
 
 
@@ -75,6 +76,8 @@ class RemoteStore(ABC):
 
     def open(self, name: str) -> BinaryIO:
         """A file to scan; short reads of it go through its blocks as long as it is open."""
+        if not is_inside(name):
+            raise SourceError(f"{name}: not below {self.root}")
         size = self._sizes.get(name)
         if size is None:
             size = self._sizes[name] = self._try(name, lambda left: self._size(name, left))
@@ -151,19 +154,20 @@ class FsspecStore(RemoteStore):
     """A folder, or one file, behind any URL that fsspec has a package for."""
 
     def __init__(self, url: str, config: RemoteConfig) -> None:
-        super().__init__(url, config)
         scheme = _checked(url, config)
+        folder, _, last = url.rstrip("/").rpartition("/")
+        # Told by its name, since a worker does not list.
+        self._only = last if last.endswith(_ONE_FILE) else ""
+        super().__init__(folder if self._only else url, config)
         self._fs = _filesystem(scheme, config)
         self._path = str(self._fs._strip_protocol(self.root))
 
     def _list(self, seconds: float) -> list[File]:
-        found = self._call(seconds, self._fs.find, self._path, detail=True)
+        where = f"{self._path}/{self._only}" if self._only else self._path
+        found = self._call(seconds, self._fs.find, where, detail=True)
         if not found:
             # An empty folder and a missing bucket both list nothing.
-            self._call(seconds, self._fs.info, self._path)
-        if list(found) == [self._path]:
-            # The URL is one file: its folder is the root.
-            self.root, self._path = self.root.rpartition("/")[0], self._path.rpartition("/")[0]
+            self._call(seconds, self._fs.info, where)
         skip = len(self._path) + 1
         return [
             File(path[skip:], int(said["size"] or 0), _stamp(said))

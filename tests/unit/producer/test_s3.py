@@ -210,7 +210,11 @@ def test_a_store_that_is_not_there_is_an_error_within_its_deadline(proxy: Proxy)
 
 
 def test_one_file_can_be_a_source_in_a_bucket(proxy: Proxy) -> None:
-    assert len(samples(open_source(source(proxy, "tars", "s3://photos/tars/a.tar")))) == len(NUMBERS)
+    config = source(proxy, "tars", "s3://photos/tars/a.tar")
+    found = samples(open_source(config))
+    assert len(found) == len(NUMBERS)
+    one = found["a/3"]
+    assert open_source(config).read(one.shard, one.member, one.offset, one.size) == picture(3)
 
 
 @pytest.mark.long
