@@ -116,6 +116,19 @@ def test_no_switch_repeats_a_sample_within_a_pass_and_the_journal_gives_the_same
             assert sorted(shares, key=lambda unit: unit[0]) == units
 
 
+def test_the_rest_is_the_same_from_every_one_of_three_hundred_steps() -> None:
+    run = Run()
+    for steps, recipe, generation in ((90, BASE, "gen-00002"), (110, BASE.model_copy(update={"samples": 3}), "")):
+        run.go(steps)
+        run.switch(recipe, generation)
+    run.go(100)
+    # Each step as the first that a new worker is asked for: nothing follows from what came before.
+    again = run.replayed()
+    stream = [content(run.plan.step(step)) for step in range(300)]
+    assert [content(again.step(step)) for step in reversed(range(300))] == stream[::-1]
+    assert len({str(units) for units in stream}) == 300
+
+
 def test_a_pass_goes_on_through_a_switch_until_every_sample_was_seen_once() -> None:
     run = Run()
     run.go(30)
