@@ -21,7 +21,12 @@ PROGRAMS = {
     "export",
 }
 # What a user puts something of their own for, and what stands for it where only the form is checked.
-STAND_INS = {"CONFIG": "launch/configs/smoke.toml", "FOLDER": "runs/folder", "HOST": "host"}
+STAND_INS = {
+    "CONFIG": "launch/configs/smoke.toml",
+    "my.toml": "launch/configs/smoke.toml",
+    "FOLDER": "runs/folder",
+    "HOST": "host",
+}
 _ASSIGNED = re.compile(r"[A-Z_]+=")
 
 

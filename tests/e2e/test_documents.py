@@ -17,9 +17,10 @@ ELSEWHERE = {
     r"make ": "what it makes is tested by itself, or is these tests",
     r"pip install": "no test installs packages",
     r"ray up|fleet\.address=auto": "needs a cluster",
-    r"--nnodes|train\.start_from=FOLDER|CONFIG": "needs several machines, or a folder of the user's",
+    r"--nnodes|train\.start_from=FOLDER|CONFIG|my\.toml": "needs several machines, or what only the user has",
     r"sbatch|kubectl": "needs a cluster; tests/unit/launch/test_cluster.py tries what they are given",
     r"tensorboard": "serves until it is ended",
+    r"curl": "asks what another command serves",
 }
 # What a user fills in, and a length that tests have time for.
 GIVEN = {
