@@ -40,6 +40,7 @@ from parallel.mesh import Mesh
 class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     steps: int = Field(gt=0)  # optimizer steps in all
     start_from: Path | None = None  # folder of released weights, for a run without checkpoints of its own
+    other_plan: bool = False  # may a checkpoint go on with data of another plan than made its steps?
     metrics: Path  # folder of train.jsonl and tensorboard/
     validate_every: int = Field(default=0, ge=0)  # steps between validations; 0: before the first and after the last
     peak_tflops: float = Field(default=0.0, ge=0)  # of one device, dense, for MFU; an H100 or H200 has 989 in bf16
@@ -125,7 +126,7 @@ def train(run: Training, start: int) -> Ended | GoBack:
         _evaluate(run, held_out, done)
         if run.saver.due(done) or last:
             run.watchdog.beat("save")
-            kept = {"guard": run.guard.state(), "plan": run.feed.source.welcome.plan}
+            kept = {"guard": run.guard.state(), "plan": run.feed.source.plan(step).plan}
             _acknowledge(run, run.saver.save(done, kept, wait=last))
         if ended:
             return ended
@@ -294,6 +295,7 @@ def _tell(
     split: dict[str, float],
 ) -> None:
     totals, peak = told.totals, run.config.peak_tflops * 1e12 * run.mesh.world
+    in_force = run.feed.source.plan(step)
     report = StepReport(
         step=step + 1,
         loss=totals.mean,
@@ -313,5 +315,7 @@ def _tell(
         skipped="" if verdict.action == "apply" else verdict.reason,
         executed=totals.executed,
         hfu=utilisation(totals.executed, seconds, peak) if peak else None,
+        plan=in_force.plan,
+        entry=in_force.entry,
     )
     tell(run.sinks, report)

@@ -44,6 +44,8 @@ class StepReport:
     skipped: str = ""  # why the update was not applied
     executed: float = 0.0  # FLOPs with what is computed again: recompute, replays
     hfu: float | None = None  # "hardware utilisation", mfu of what is executed
+    plan: str = ""  # by which its units were made
+    entry: int = 0  # of the producers' recipe journal
 
     @property
     def images_per_s(self) -> float:

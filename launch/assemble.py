@@ -62,10 +62,13 @@ class Lasting:
     guard: Guard
 
 
-def assemble(lasting: Lasting, start: int, parts: ExitStack) -> Training:
-    """Meet the producers and put the run together; `parts` closes what must be closed."""
+def assemble(lasting: Lasting, start: int, parts: ExitStack, plan: str = "") -> Training:
+    """Meet the producers and put the run together; `parts` closes what must be closed.
+
+    `plan` made the step before `start`: producers whose past is another are refused.
+    """
     settings, mesh, engine, ema = lasting.settings, lasting.mesh, lasting.engine, lasting.ema
-    pull, welcome = meet(settings, mesh, start)
+    pull, welcome = meet(settings, mesh, start, plan)
     if pull:
         parts.callback(pull.close)
         lasting.stop.then(pull.hurry)
@@ -126,7 +129,7 @@ def build(settings: Settings, mesh: Mesh, weights: Path | None) -> tuple[Engine,
     return engine, Ema(settings.ema, engine)
 
 
-def meet(settings: Settings, mesh: Mesh, start: int) -> tuple[FlightSource | None, Welcome]:
+def meet(settings: Settings, mesh: Mesh, start: int, plan: str) -> tuple[FlightSource | None, Welcome]:
     """Greet the producers from the first rank of each model-parallel group; what they answer, on every rank."""
     # One number for the whole job, growing from start to start: an older incarnation is refused.
     born = int(mesh.max(torch.tensor([time.time_ns() // 1_000_000], device=mesh.device)).item())
@@ -134,7 +137,7 @@ def meet(settings: Settings, mesh: Mesh, start: int) -> tuple[FlightSource | Non
         return None, _welcome(mesh.share(None))
     pull = FlightSource(settings.pull, trainer=settings.run.dir.name, incarnation=born)
     try:
-        welcome = pull.hello(start)
+        welcome = pull.hello(start, plan, mesh.dp)
     except (ValueError, OSError) as error:
         mesh.share(b"e" + str(error).encode())
         raise

@@ -55,6 +55,8 @@ class TrainingView:
         if report.step <= self._ends[-1][0]:  # training went back to a checkpoint
             self._recent.clear()
             self._ends.clear()
+        if self._recent and report.entry != self._recent[-1].entry:
+            self._note("recipe", report.step, f"from this step on entry {report.entry} (plan {report.plan})")
         self._recent.append(report)
         self._ends.append((report.step, time.monotonic()))
         self._skipped += not report.applied

@@ -109,7 +109,8 @@ def attempt(lasting: Lasting, found: CheckpointReader | None, *, back: bool = Fa
         fresh = f"starting from step 0 with the weights in {weights}" if weights else "starting from step 0"
         print(f"continuing from {found.path}" if found else fresh, flush=True)
     with ExitStack() as parts:
-        training = assemble(lasting, start, parts)
+        other = lasting.settings.train.other_plan
+        training = assemble(lasting, start, parts, "" if other else plan)
         served = training.feed.source.welcome.plan
         if mesh.rank == 0 and plan not in ("", served):
             print(f"the plan is another one: {plan} up to step {start}, {served} from there on", flush=True)

@@ -43,8 +43,8 @@ class Switches:
         if plan and step >= 0 and line.id != plan:
             raise RefusedError(
                 f"trainer {trainer}: it trained step {step} by plan {plan}; the journal has plan {line.id} there, its "
-                f"entry {line.number}. Start the producers with the journal that this training began with, or let it "
-                "go back to a checkpoint from before they part"
+                f"entry {line.number}. Start the producers with the journal that this training began with, let it go "
+                "back to a checkpoint from before they part, or say train.other_plan=true to go on with other data"
             )
 
     def admit(self, trainer: str, incarnation: int) -> None:

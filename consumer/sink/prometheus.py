@@ -72,6 +72,7 @@ _GAUGES = {
     "tokens_per_second": "Image and text tokens trained on a second, all ranks.",
     "model_flops_utilization_ratio": "Model FLOP/s over the devices' peak.",
     "hardware_flops_utilization_ratio": "Executed FLOP/s, with what is computed again, over the devices' peak.",
+    "recipe_entry": "Entry of the producers' recipe journal that made the last step's units.",
     "data_wait_ratio": "Share of the step that the slowest rank waited for data.",
     "peak_memory_bytes": "Most memory that any rank has had allocated.",
     "checkpoint_step": "Optimizer steps in the newest published checkpoint.",
@@ -141,6 +142,7 @@ class Prometheus:
             "images_per_second": report.images_per_s,
             "tokens_per_second": report.tokens_per_s,
             "data_wait_ratio": report.wait_share,
+            "recipe_entry": report.entry,
             "peak_memory_bytes": report.peak_memory,
         }
         if report.mfu is not None:

@@ -73,6 +73,7 @@ def scalars(report: StepReport) -> dict[str, float]:
         "data_wait_share": report.wait_share,
         "peak_memory_gb": report.peak_memory / 1e9,
         "seconds": report.seconds,
+        "recipe_entry": float(report.entry),
     }
     shares = {"mfu": report.mfu, "hfu": report.hfu}
     return found | {name: share for name, share in shares.items() if share is not None}

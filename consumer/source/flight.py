@@ -123,10 +123,11 @@ class Producers:
         try:
             question = Locate(self.trainer, self.incarnation, self.step, unit, _POLL_S, self.handed, plan)
             found = self.ask("locate", question, Located)
-        except (UnreachableError, RegistryError) as error:
+        except (UnreachableError, RegistryError, ProtocolError) as error:
+            # Without TLS an answer may also arrive damaged; whose protocol is another was told apart by hello.
             time.sleep(_PAUSE_S)
             return None, str(error)
-        except (RefusedError, ProtocolError) as error:
+        except RefusedError as error:
             raise SourceError(str(error)) from None
         if not found.address:
             return None, found.reason
