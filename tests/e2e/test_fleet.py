@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline()[:1])
     except psutil.Error:
         return ""
+
+
+def living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; who is to take note of their end may be slow to."""
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return [process for process in processes if lives(process)]
 
 
 def until(fine: Callable[[], Any], timeout_s: float = 30.0) -> None:
@@ -89,7 +101,7 @@ def test_a_training_outlives_killed_workers_and_coordinators_and_nothing_is_left
         mine = set(family()) - before
         start = time.monotonic()
     assert time.monotonic() - start < 5.0
-    assert not [process for process in mine if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not living(mine)
     assert not (tmp_path / "coordinator.json").exists()
 
 
@@ -167,7 +179,7 @@ def test_the_command_serves_real_units_until_it_is_told_to_end(tmp_path: Path, p
     said += [job.communicate(timeout=20)[0]]
     assert time.monotonic() - start < 5.0
     assert job.returncode == 0 and said[-1].endswith("ended\n")
-    assert not psutil.wait_procs(mine, 1)[1]
+    until(lambda: not living(mine), 5)
     assert not (tmp_path / "fleet" / "coordinator.json").exists()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["units"] >= 8 and report["images"] > 0 and report["rejected"] >= missing > 0
@@ -188,7 +200,7 @@ def test_a_signal_while_it_starts_leaves_nothing(tmp_path: Path, photos: list[st
     said, _ = job.communicate(timeout=20)
     assert time.monotonic() - start < 10.0
     assert job.returncode == 130 and "Traceback" not in said, said
-    assert not psutil.wait_procs(mine, 2)[1]
+    until(lambda: not living(mine), 5)
     assert not (tmp_path / "fleet" / "coordinator.json").exists()
 
 
