@@ -39,7 +39,8 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Look]:
         for step in range(4):
             for unit in schedule(step):
                 source.next_unit(unit)
-        until(lambda: served(running) >= 8)
+        source.ack(2)  # all was pulled ahead: nothing else need say where the trainer is
+        until(lambda: served(running) >= 8 and running.status()["trainers"] == {"t": 3})
         yield Look(running.status(), cache_bytes=5, cache_limit=10, ring_limit=1 << 20, wanted=2)
 
 
