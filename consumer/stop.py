@@ -10,6 +10,7 @@ wins, so that being preempted is what a launcher reads if several signals came. 
 step: it hears of the signal through `relay`, and waits no longer.
 """
 
+import atexit
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from consumer.endings import cause_of_signal, in_time, write_status
 
 _WRITE_S = 3.0  # for the last word
 _RELAY_S = 0.5  # between two looks whether another rank was asked
+_HUSH_S = 2.0  # for the last look to end
 SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 
 
@@ -48,6 +50,7 @@ class Stop:
         self._grace_s, self._folder, self._run = grace_s, folder, run
         self._then: list[Callable[[], None]] = []
         self._closed = threading.Event()
+        self._deaf = threading.Event()  # nobody listens to other ranks any more
         # Python runs a handler between two bytecodes of the main thread: never while it waits for a peer that is gone.
         # The interpreter's C handler writes the signal's number here at once, and a thread acts on it.
         self._read, self._write = os.pipe()
@@ -77,7 +80,9 @@ class Stop:
     def relay(self, call: Call) -> None:
         """Tell the other ranks of a signal at once, and hear of theirs."""
         self.then(lambda: self._beside(lambda: call.out(self.code)))  # the grace goes on where the store hangs
-        self._beside(lambda: self._overhear(call))
+        listening = self._beside(lambda: self._overhear(call))
+        # A thread inside torch's store while the interpreter goes away would abort the process.
+        atexit.register(self._hush, listening)
 
     def close(self) -> None:
         """Give the signals back and force no end any more. A run does without: its own end may hang as well."""
@@ -85,24 +90,31 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._closed.set()
+        self._deaf.set()
         os.close(self._write)
         self._thread.join(1)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.code = self.code or 128 + number  # a second signal changes nothing
 
-    def _beside(self, act: Callable[[], None]) -> None:
+    def _beside(self, act: Callable[[], None]) -> threading.Thread:
         def quietly() -> None:
             with suppress(RuntimeError):  # the store goes with the job
                 act()
 
-        threading.Thread(target=quietly, name="relay", daemon=True).start()
+        thread = threading.Thread(target=quietly, name="relay", daemon=True)
+        thread.start()
+        return thread
 
     def _overhear(self, call: Call) -> None:
-        while not self.code and not self._closed.wait(_RELAY_S):
+        while not self.code and not self._deaf.wait(_RELAY_S):
             code = call.heard()
-            if code and not self._closed.is_set():
+            if code and not self._deaf.is_set():
                 self.heard(code)
+
+    def _hush(self, listening: threading.Thread) -> None:
+        self._deaf.set()
+        listening.join(_HUSH_S)
 
     def _listen(self) -> None:
         asked: list[int] = []

@@ -171,3 +171,22 @@ def test_a_signal_is_called_out_to_the_other_ranks(stop: Stop, monkeypatch: pyte
         assert time.monotonic() < end
         time.sleep(0.01)
     assert other.heard() == 138
+
+
+# Threads that are nearly always inside torch's store.
+RELAYS = """
+import sys
+import torch.distributed as dist
+import consumer.stop
+from parallel.board import Call
+consumer.stop._RELAY_S = 1e-4
+dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", 0, 1, True), rank=0, world_size=1)
+stop = consumer.stop.Stop(5.0)
+for number in range(12):
+    stop.relay(Call(str(number)))
+"""
+
+
+def test_listening_to_other_ranks_does_not_abort_a_process_that_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", RELAYS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
