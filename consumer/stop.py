@@ -48,7 +48,7 @@ class Stop:
     def __init__(self, grace_s: float, folder: Path | None = None, run: str = "") -> None:
         self.code, self.step = 0, 0
         self._grace_s, self._folder, self._run = grace_s, folder, run
-        self._then: list[Callable[[], None]] = []
+        self._then: list[Callable[[], object]] = []
         self._closed = threading.Event()
         self._deaf = threading.Event()  # nobody listens to other ranks any more
         # Python runs a handler between two bytecodes of the main thread: never while it waits for a peer that is gone.
@@ -71,7 +71,7 @@ class Stop:
         self.code = worst or self.code
         return worst
 
-    def then(self, act: Callable[[], None]) -> None:
+    def then(self, act: Callable[[], object]) -> None:
         """Call `act` once an end is asked for, from another thread; now, if that has happened."""
         self._then.append(act)
         if self.code:
