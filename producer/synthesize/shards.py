@@ -1,0 +1,76 @@
+"""Samples into webdataset tars: NAME.png (or .jpg), NAME.txt with the caption, NAME.json with the truth."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, Field, model_validator
+
+from producer.synthesize.sample import Sample
+
+
+class ShardsConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
+    out: Path  # folder of the tars
+    shard: int = Field(default=1000, ge=1)  # samples a tar
+    first: int = Field(default=0, ge=0)  # index of the first sample: machines divide the work by it, in whole tars
+    format: Literal["png", "jpg"] = "png"
+    jpg_quality: int = Field(default=92, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _whole_tars(self) -> "ShardsConfig":
+        if self.first % self.shard:
+            raise ValueError(
+                f"shards.first: {self.first} is inside a tar of shards.shard {self.shard} samples; make it a multiple "
+                f"of {self.shard}"
+            )
+        return self
+
+
+class Way(Protocol):
+    """A way of synthesis."""
+
+    name: str
+
+    def make(self, index: int) -> Sample:
+        """Sample `index`."""
+
+
+def write_shards(way: Way, count: int, config: ShardsConfig) -> Iterator[tuple[Path, list[Sample]]]:
+    """Write `count` samples of `way` from `config.first` on; each tar is given when it is in place, whole."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    end = config.first + count
+    for start in range(config.first, end, config.shard):
+        samples = [way.make(index) for index in range(start, min(start + config.shard, end))]
+        path = config.out / f"{way.name}-{start // config.shard:05d}.tar"
+        _write_tar(path, samples, config)
+        yield path, samples
+
+
+def _write_tar(path: Path, samples: list[Sample], config: ShardsConfig) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    with tarfile.open(aside, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            truth = json.dumps({"truth": sample.truth.model_dump(mode="json")}, ensure_ascii=False, sort_keys=True)
+            members = {
+                config.format: _encoded(sample, config),
+                "txt": f"{sample.caption}\n".encode(),
+                "json": truth.encode(),
+            }
+            for ending, content in members.items():
+                member = tarfile.TarInfo(f"{sample.truth.way}-{sample.truth.index:09d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    os.replace(aside, path)
+
+
+def _encoded(sample: Sample, config: ShardsConfig) -> bytes:
+    out = io.BytesIO()
+    if config.format == "jpg":
+        sample.image.save(out, "JPEG", quality=config.jpg_quality)
+    else:
+        sample.image.save(out, "PNG")
+    return out.getvalue()
