@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, model_validator
 from launch.config import load, show
 from launch.contact_sheet import contact_sheet
 from launch.settings import guarded
+from producer.synthesize.compositional import Compositional, CompositionalConfig
 from producer.synthesize.corpus import Corpus, CorpusConfig
 from producer.synthesize.fonts import Fonts, FontsConfig
 from producer.synthesize.pure import Pure, PureConfig
@@ -30,6 +31,7 @@ class CountConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     """Samples to make of each way."""
 
     pure: int = Field(default=0, ge=0)
+    compositional: int = Field(default=0, ge=0)
 
 
 class SynthesizeSettings(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -41,6 +43,7 @@ class SynthesizeSettings(BaseModel, frozen=True, strict=True, extra="forbid"):
     fonts: FontsConfig  # the folder may be package:NAME/FOLDER, a folder inside an installed package
     corpus: CorpusConfig
     pure: PureConfig = Field(default_factory=PureConfig)
+    compositional: CompositionalConfig = Field(default_factory=CompositionalConfig)
 
     @model_validator(mode="after")
     def _asks_for_some(self) -> "SynthesizeSettings":
@@ -53,8 +56,13 @@ def ways(settings: SynthesizeSettings) -> tuple[list[tuple[Way, int]], Fonts, Co
     """Each way with the number of samples asked of it, and what they draw from."""
     fonts = Fonts(settings.fonts.model_copy(update={"folder": _folder(settings.fonts.folder)}))
     corpus = Corpus(settings.corpus, fonts)
-    made: list[tuple[Way, int]] = [(Pure(settings.pure, corpus, fonts, settings.seed), settings.count.pure)]
-    return [(way, count) for way, count in made if count], fonts, corpus
+    seed, count = settings.seed, settings.count
+    made: list[tuple[Way, int]] = []
+    if count.pure:
+        made.append((Pure(settings.pure, corpus, fonts, seed), count.pure))
+    if count.compositional:
+        made.append((Compositional(settings.compositional, corpus, fonts, seed), count.compositional))
+    return made, fonts, corpus
 
 
 def _folder(folder: Path) -> Path:
