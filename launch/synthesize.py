@@ -21,6 +21,7 @@ from producer.synthesize.fonts import Fonts, FontsConfig
 from producer.synthesize.pure import Pure, PureConfig
 from producer.synthesize.sample import Sample, SynthesisError
 from producer.synthesize.shards import ShardsConfig, Way, write_shards
+from producer.synthesize.template import Template, TemplateConfig
 
 _PACKAGE = "package:"
 # Samples of each way on the contact sheet.
@@ -32,6 +33,7 @@ class CountConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     pure: int = Field(default=0, ge=0)
     compositional: int = Field(default=0, ge=0)
+    template: int = Field(default=0, ge=0)
 
 
 class SynthesizeSettings(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -44,11 +46,16 @@ class SynthesizeSettings(BaseModel, frozen=True, strict=True, extra="forbid"):
     corpus: CorpusConfig
     pure: PureConfig = Field(default_factory=PureConfig)
     compositional: CompositionalConfig = Field(default_factory=CompositionalConfig)
+    template: TemplateConfig | None = None
 
     @model_validator(mode="after")
     def _asks_for_some(self) -> "SynthesizeSettings":
         if not any(self.count.model_dump().values()):
             raise ValueError("count: nothing to make; set count.pure or another way to 1 or more")
+        if self.count.template and self.template is None:
+            raise ValueError(
+                f"count.template: {self.count.template} samples, but no layouts; set template.folder, or it to 0"
+            )
         return self
 
 
@@ -62,6 +69,8 @@ def ways(settings: SynthesizeSettings) -> tuple[list[tuple[Way, int]], Fonts, Co
         made.append((Pure(settings.pure, corpus, fonts, seed), count.pure))
     if count.compositional:
         made.append((Compositional(settings.compositional, corpus, fonts, seed), count.compositional))
+    if count.template and settings.template:
+        made.append((Template(settings.template, corpus, fonts, seed), count.template))
     return made, fonts, corpus
 
 

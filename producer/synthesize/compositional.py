@@ -90,7 +90,7 @@ class Compositional:
                 written = _truth(passage.text, block, (left, top), flat, ink, warp)
                 (x, y), where = warp.place([(width / 2, height / 2)])[0], canvas
                 said = (
-                    f"In the {region(x / where.width, y / where.height)} of the picture there is {flat.name}, in front "
+                    f"At the {region(x / where.width, y / where.height)} of the picture there is {flat.name}, in front "
                     f'of {backdrop.name}. On it, {ink.name} text is {flat.written}: "{passage.text}".'
                 )
                 setting = f"{flat.name}, in front of {backdrop.name}"

@@ -12,7 +12,11 @@ from producer.synthesize.sample import SynthesisError
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "launch" / "configs" / "synthesize.toml"
-SMALL = [f'corpus.files=["{ROOT}/launch/configs/text/classics.txt"]', 'fonts.only=["SimHei.ttf"]']
+SMALL = [
+    f'corpus.files=["{ROOT}/launch/configs/text/classics.txt"]',
+    'fonts.only=["SimHei.ttf"]',
+    f"template.folder={ROOT}/launch/configs/layouts",
+]
 
 
 def test_the_shipped_config_makes_tars_and_a_contact_sheet(
