@@ -47,6 +47,11 @@ def decode(raw: bytes, limits: Limits = _LIMITS) -> Image.Image:
     """The whole picture in `raw` as RGB, turned upright by EXIF, transparency over white; of an animation the first
     frame. PictureError says why not.
     """
+    return decode_turned(raw, limits)[0]
+
+
+def decode_turned(raw: bytes, limits: Limits = _LIMITS) -> tuple[Image.Image, int]:
+    """As `decode`, and the EXIF orientation it was turned by, 1 to 8; 1 where there is none."""
     if not raw:
         raise PictureError("empty file")
     if len(raw) > limits.bytes:
@@ -67,7 +72,7 @@ def decode(raw: bytes, limits: Limits = _LIMITS) -> Image.Image:
             raise PictureError(f"does not decode: {str(error) or type(error).__name__}") from None
 
 
-def _whole(image: Image.Image, raw: bytes, limits: Limits) -> Image.Image:
+def _whole(image: Image.Image, raw: bytes, limits: Limits) -> tuple[Image.Image, int]:
     width, height = image.size
     most = limits.pixels // 2 if image.format in _DEAR else limits.pixels
     if width * height > most:
@@ -79,9 +84,9 @@ def _whole(image: Image.Image, raw: bytes, limits: Limits) -> Image.Image:
     image.load()
     if image.size != (width, height):
         raise PictureError(f"says {width}x{height} pixels and has {image.size[0]}x{image.size[1]}")
-    turn = _turn(image)
+    orientation = _orientation(image)
     picture = _rgb(image)
-    return picture if turn is None else picture.transpose(turn)
+    return (picture if orientation == 1 else picture.transpose(_TURN[orientation])), orientation
 
 
 def _scans(raw: bytes) -> int:
@@ -126,9 +131,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _turn(encoded: Image.Image) -> Image.Transpose | None:
+def _orientation(encoded: Image.Image) -> int:
     try:
-        return _TURN.get(encoded.getexif().get(_ORIENTATION, 1))
+        said = encoded.getexif().get(_ORIENTATION, 1)
+        return said if said in _TURN else 1
     except Exception:
         # Unreadable EXIF says nothing of the orientation; the pixels are whole.
-        return None
+        return 1

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from producer.operator.judgement import SIDE, Picture, Sample
 from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, scoring
-from producer.picture import PictureError, decode
+from producer.picture import PictureError, decode_turned
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import RawSample, Reader, Shard, SourceError, UnreadableError
 
@@ -150,10 +150,11 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
         return row, Sample(raw, None, str(error))
     row["sha256"] = hashlib.sha256(content).hexdigest()
     try:
-        image = decode(content, stage.broken.limits)
+        image, orientation = decode_turned(content, stage.broken.limits)
     except PictureError as error:
         return row, Sample(raw, None, str(error))
-    picture = Picture(*image.size, _reduced(np.asarray(image)))
+    pixels = np.asarray(image)
+    picture = Picture(*image.size, _reduced(pixels), _middle(pixels), orientation)
     row["width"], row["height"] = image.size
     row["phash"], row["dhash"] = hash_pixels(picture.pixels)
     return row, Sample(raw, picture)
@@ -166,3 +167,12 @@ def _reduced(pixels: np.ndarray) -> np.ndarray:
         return pixels
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _middle(pixels: np.ndarray) -> np.ndarray | None:
+    height, width = pixels.shape[:2]
+    if max(height, width) <= SIDE:
+        return None
+    top, left = max(0, height - SIDE) // 2, max(0, width - SIDE) // 2
+    # A copy: a view would keep the whole picture for the batch.
+    return pixels[top : top + SIDE, left : left + SIDE].copy()

@@ -7,9 +7,12 @@ others (`SetOperator`). Its docstring defines its score: unit, range, what highe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
 
+import cv2
 import numpy as np
+from pydantic import BaseModel
 
 from producer.source.shard import RawSample
 
@@ -36,12 +39,25 @@ class Judgement(NamedTuple):
 NOT_JUDGED = Judgement(None, None)
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Picture:
     """A decoded image: its own size in pixels, upright, and RGB uint8 [y, x, 3] reduced to SIDE."""
 
     width: int
     height: int
     pixels: np.ndarray
+    native: np.ndarray | None = None  # where reduced, its middle at its own scale, RGB of SIDE x SIDE at most
+    orientation: int = 1  # the EXIF tag it came with, 1 to 8
+
+    @cached_property
+    def grey(self) -> np.ndarray:
+        """Luma of `pixels`, uint8 [y, x], made once for all operators."""
+        return cv2.cvtColor(self.pixels, cv2.COLOR_RGB2GRAY)
+
+    @cached_property
+    def native_grey(self) -> np.ndarray:
+        """Luma of the middle at the picture's own scale, uint8 [y, x]."""
+        return self.grey if self.native is None else cv2.cvtColor(self.native, cv2.COLOR_RGB2GRAY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +80,19 @@ class Operator(Protocol):
 
     def judge(self, score: Score) -> Judgement:
         """What the threshold makes of a score."""
+
+
+class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """Settings of an operator that judges only where `[operators.FILE]` is in the recipe, FILE being its file's name.
+
+    stage.py finds each subclass by itself. Settings are thresholds: what a score depends on is the file's `version`.
+    """
+
+    stage: ClassVar[int]  # of arXiv 2508.02324 section 3.2; operators are asked by stage, then by name
+
+    def operator(self) -> Operator:
+        """The operator with these settings."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,8 +25,8 @@ class Resolution:
         self._min = config.min
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        sizes = [sample.picture and sample.picture.width * sample.picture.height for sample in samples]
-        return [Score(None if size is None else math.sqrt(size)) for size in sizes]
+        seen = [sample.picture for sample in samples]
+        return [Score(None if one is None else math.sqrt(one.width * one.height)) for one in seen]
 
     def judge(self, score: Score) -> Judgement:
         if score.value is None:

@@ -1,29 +1,62 @@
-"""Stage 1 of curation (arXiv 2508.02324 section 3.2): its operators, in the order in which they may drop a sample."""
+"""The operators of a recipe (arXiv 2508.02324 section 3.2), in the order in which they may drop a sample.
 
+Those of stage 1 always judge. Of every other file here, the operator judges where the recipe has a section of its name.
+"""
+
+import importlib
+import pkgutil
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from producer.digest import hash_folder
 from producer.operator.broken import Broken, BrokenConfig
 from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
-from producer.operator.judgement import SIDE, Operator, SetOperator
+from producer.operator.judgement import SIDE, Operator, OptIn, SetOperator
 from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig
 from producer.operator.nsfw import Nsfw, NsfwConfig
 from producer.operator.resolution import Resolution, ResolutionConfig
 
 
-class OperatorsConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """A section an operator: its thresholds, and what it needs to score."""
+def _find() -> dict[str, type[OptIn]]:
+    """The settings of all operators of this folder that a recipe may ask for, by name, in the order of asking."""
+    files = [one.name for one in pkgutil.iter_modules([str(Path(__file__).parent)]) if one.name != "stage"]
+    kinds = {}
+    for name in sorted(files):
+        module = importlib.import_module(f"producer.operator.{name}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, OptIn) and kind is not OptIn:
+                kinds[name] = kind
+    return dict(sorted(kinds.items(), key=lambda item: item[1].stage))
 
+
+OPT_IN = _find()
+
+
+class _StageOneConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     broken: BrokenConfig = Field(default_factory=BrokenConfig)
     file_size: FileSizeConfig = Field(default_factory=FileSizeConfig)
     resolution: ResolutionConfig = Field(default_factory=ResolutionConfig)
     nsfw: NsfwConfig = Field(default_factory=NsfwConfig)
     near_duplicate: NearDuplicateConfig = Field(default_factory=NearDuplicateConfig)
+
+
+if TYPE_CHECKING:
+
+    class OperatorsConfig(_StageOneConfig, frozen=True):
+        """A section an operator: its thresholds, and what it needs to score; more of them in OPT_IN."""
+else:
+    OperatorsConfig = create_model(
+        "OperatorsConfig",
+        __base__=_StageOneConfig,
+        __module__=__name__,
+        __doc__="A section an operator: its thresholds, and what it needs to score.",
+        **{name: (kind | None, None) for name, kind in OPT_IN.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +75,7 @@ class Stage:
 
 
 def build_stage(config: OperatorsConfig) -> Stage:
-    """The operators of stage 1; an operator that needs a model is off without one."""
+    """The operators that `config` asks for; one that needs a model is off without it."""
     broken = Broken(config.broken)
     single: list[Operator] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
     off = {}
@@ -50,6 +83,8 @@ def build_stage(config: OperatorsConfig) -> Stage:
         off[Nsfw.name] = "no classifier: set operators.nsfw.model to a folder"
     else:
         single.append(Nsfw(config.nsfw))
+    asked = [getattr(config, name) for name in OPT_IN]
+    single += [one.operator() for one in asked if one is not None]
     return Stage(broken, tuple(single), (ExactDuplicate(), NearDuplicate(config.near_duplicate)), off)
 
 
