@@ -8,6 +8,7 @@ each shuffled by a keyed permutation. Stretches of the sequence are dealt by tex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +18,11 @@ from producer.cost import CostModel
 from producer.interleave import Interleave
 from producer.keyed import key
 from producer.permutation import permute
-from producer.recipe import RecipeConfig, Selection
+from producer.recipe import T2I, RecipeConfig, Selection
 
 # Samples sorted by text length together: at least this many, and at least so many units. More make units more equal and
 # a single step dearer to compute.
 _STRETCH, _LANES = 256, 16
-
-_T2I = "t2i"
 
 
 class Group(NamedTuple):
@@ -69,7 +68,7 @@ class Entry:
     rows: np.ndarray  # rows of all groups, one after another; in each, first those seen in the open pass
     starts: np.ndarray  # [groups + 1] where a group's rows start, and the end
     old: np.ndarray  # [groups] how many are seen in the open pass
-    tokens: np.ndarray  # int32 [splits, rows of the index]
+    tokens: np.ndarray  # int32 [splits, rows of the index]: all but the target's, references among them
     split: np.ndarray  # [groups] the group's row of `tokens`
     lanes: np.ndarray  # [groups] units that are dealt together
     turn: np.ndarray  # [groups] rows shuffled together, see _sequence
@@ -199,15 +198,19 @@ def compile_entry(
     `seen` holds by split the rows used in the open pass (Entry.seen), which then wait for the next one: the entry
     continues that pass; without it, it starts another.
     """
-    samples = unit_sizes(selection, recipe, cost)
+    references = selection.references
     groups: list[Group] = []
     columns: list[tuple[int, np.ndarray, np.ndarray]] = []
     rates: list[list[float]] = []
-    for index, split in enumerate(selection.splits):
-        mine = _columns(selection, index, (seen or {}).get(split))
-        groups += [Group(split, _T2I, selection.buckets[b], samples[b]) for b in mine]
+    for (index, split), task in product(enumerate(selection.splits), sorted(recipe.tasks)):
+        mine = _columns(selection, index, task, (seen or {}).get(split))
+        if not mine:
+            continue
+        samples = unit_sizes(selection, recipe, cost, task)
+        groups += [Group(split, task, selection.buckets[b], samples[b]) for b in mine]
         columns += [(index, old, fresh) for old, fresh in mine.values()]
-        each = recipe.splits[split] / sum(len(old) + len(fresh) for old, fresh in mine.values())
+        weight = recipe.splits[split] * recipe.tasks[task]
+        each = weight / sum(len(old) + len(fresh) for old, fresh in mine.values())
         rates.append([each * (len(old) + len(fresh)) / samples[b] for b, (old, fresh) in mine.items()])
     counts = np.asarray([len(old) + len(fresh) for _, old, fresh in columns])
     sizes = np.asarray([group.samples for group in groups])
@@ -227,22 +230,26 @@ def compile_entry(
         ),
         starts=np.concatenate([[0], np.cumsum(counts)]),
         old=np.asarray([len(old) for _, old, _ in columns]),
-        tokens=selection.tokens,
+        tokens=selection.tokens if references is None else selection.tokens + references,
         split=np.asarray([split for split, _, _ in columns]),
         lanes=lanes,
         turn=-(-counts // turns),
     )
 
 
-def unit_sizes(selection: Selection, recipe: RecipeConfig, cost: CostModel) -> list[int]:
+def unit_sizes(selection: Selection, recipe: RecipeConfig, cost: CostModel, task: str = T2I) -> list[int]:
     """Samples in a unit of each bucket: `recipe.samples` in the smallest resolution, elsewhere as many as cost that.
 
-    Counted for a square picture of the resolution and the mean caption, so the aspects of a resolution agree.
+    Counted for a square picture of the resolution and the mean caption, so the aspects of a resolution agree; for edits
+    with the mean of their references.
     """
     used = selection.tokens[:, ~selection.held_out]
     mean = np.asarray(int(used[used >= 0].mean()))
     costs = {size: int(cost(np.asarray((size // MULTIPLE) ** 2), mean)) for size in sorted(recipe.resolutions)}
     full = recipe.samples * min(costs.values())
+    if task != T2I and selection.references is not None:
+        shown = mean + int(selection.references[selection.of_task(task)].mean())
+        costs = {size: int(cost(np.asarray((size // MULTIPLE) ** 2), np.asarray(shown))) for size in costs}
     sizes: dict[Bucket, int] = {}
     for resolution, one in costs.items():
         for bucket in recipe.buckets(resolution):
@@ -250,9 +257,12 @@ def unit_sizes(selection: Selection, recipe: RecipeConfig, cost: CostModel) -> l
     return [sizes[bucket] for bucket in selection.buckets]
 
 
-def _columns(selection: Selection, split: int, seen: np.ndarray | None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By bucket: the rows of a split to train on, those seen and those not."""
-    rows = np.flatnonzero((selection.tokens[split] >= 0) & ~selection.held_out)
+def _columns(
+    selection: Selection, split: int, task: str, seen: np.ndarray | None
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """By bucket: the rows of a split and task to train on, those seen and those not."""
+    used = (selection.tokens[split] >= 0) & ~selection.held_out
+    rows = np.flatnonzero(used if selection.references is None else used & selection.of_task(task))
     fresh = np.ones(len(rows), bool) if seen is None else ~np.isin(rows, seen)
     buckets = len(selection.buckets)
     place = selection.bucket[rows] + buckets * fresh.astype(np.int16)

@@ -24,9 +24,19 @@ import pyarrow.parquet as pq
 from producer.digest import hash_file
 from producer.lock import exclusive
 
-VERSION = 1
+VERSION = 2
 
 CAPTION = pa.struct([("split", pa.string()), ("text", pa.string()), ("tokens", pa.int32())])
+REFERENCE = pa.struct(
+    [
+        ("member", pa.string()),  # the picture's name inside the sample's shard
+        ("offset", pa.int64()),
+        ("size", pa.int64()),  # bytes
+        ("width", pa.int32()),  # pixels after EXIF orientation
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
 
 _FACTS = [
     ("key", pa.string()),  # unique: "<shard stem>/<member stem>"
@@ -40,6 +50,7 @@ _FACTS = [
     ("sha256", pa.string()),  # of the image's bytes
     ("phash", pa.uint64()),  # perceptual hash; 0 if unreadable
     ("captions", pa.list_(CAPTION)),  # tokens: of the caption alone, without template or special tokens
+    ("references", pa.list_(REFERENCE)),  # pictures that an edit starts from; none for text to image
     ("cluster", pa.string()),  # key of the duplicate cluster's representative; its own when alone
 ]
 _DECISION = [

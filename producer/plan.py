@@ -10,6 +10,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from producer.api.deal import deal
 from producer.api.unit import UnitId
 from producer.cost import CostModel
 from producer.entry import Entry, compile_entry, unit_sizes
-from producer.recipe import RecipeConfig, Selection, select
+from producer.recipe import T2I, RecipeConfig, Selection, select
 
 # Counts up with every change that makes another order of the same inputs, so that two releases never mix their units.
 ORDER = 1
@@ -100,7 +101,7 @@ class Plan:
         self._seed, self._cost = seed, cost
         entry = compile_entry(self.selection, recipe, seed=seed, cost=cost)
         self.parts = [Part(self.id, recipe, self.selection, entry, table["key"], {})]
-        self.validation = _validation(self.selection, unit_sizes(self.selection, recipe, cost), cost, self.id)
+        self.validation = _validation(self.selection, recipe, cost, self.id)
 
     def extend(self, id: str, first_step: int, terms: Terms, index: str, table: pa.Table) -> Part:
         """Another part from `first_step` on, called `id`, over the generation `index`; steps before it do not change.
@@ -177,10 +178,11 @@ class Plan:
         return plans
 
     def passes(self, step: int) -> dict[str, float]:
-        """How often each group, written "split bucket", was gone through before `step`."""
+        """How often each group, written "split bucket" or "split ti2i bucket", was gone through before `step`."""
         entry = self.entry(step)
         counts = entry.passes(step).tolist()
-        return {f"{g.split} {g.bucket}": count for g, count in zip(entry.groups, counts, strict=True)}
+        names = (f"{g.split} {g.bucket}" if g.task == T2I else f"{g.split} {g.task} {g.bucket}" for g in entry.groups)
+        return dict(zip(names, counts, strict=True))
 
     def seen(self, step: int) -> dict[str, np.ndarray]:
         """By split, the rows used in their group's open pass before `step`, of the last part: sorted, int64.
@@ -192,11 +194,12 @@ class Plan:
         passes = part.entry.passes(step)
         for split, rows in part.waiting.items():
             left_out = rows[~_used(part.selection, split, rows)]
-            over = np.zeros(len(part.selection.buckets) + 1, bool)
+            over = np.zeros((2, len(part.selection.buckets) + 1), bool)
             for group, count in zip(part.entry.groups, passes.tolist(), strict=True):
                 if group.split == split and count >= 1:
-                    over[part.selection.buckets.index(group.bucket)] = True
-            kept = left_out[~over[part.selection.bucket[left_out]]]
+                    over[int(group.task != T2I), part.selection.buckets.index(group.bucket)] = True
+            edits = (~part.selection.of_task(T2I)[left_out]).astype(np.int64)
+            kept = left_out[~over[edits, part.selection.bucket[left_out]]]
             found[split] = np.union1d(found.get(split, kept[:0]), kept)
         return found
 
@@ -235,7 +238,7 @@ class Plan:
 
 
 def _identity(index: str, recipe: RecipeConfig, seed: int, cost: CostModel) -> str:
-    made_from = [ORDER, index, recipe.model_dump(mode="json"), seed, cost]
+    made_from = [ORDER, index, recipe.identity(), seed, cost]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -256,24 +259,27 @@ def _moved(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.sort(found[found >= 0])
 
 
-def _validation(selection: Selection, sizes: list[int], cost: CostModel, plan: str) -> tuple[UnitPlan, ...]:
+def _validation(selection: Selection, recipe: RecipeConfig, cost: CostModel, plan: str) -> tuple[UnitPlan, ...]:
     """Every held-out sample once, with its caption of the first split that has one; the last units may be short."""
     rows = selection.validation
     if not len(rows):
         return ()
     split = (selection.tokens[:, rows] >= 0).argmax(axis=0)
     tokens = selection.tokens[split, rows]
+    if selection.references is not None:
+        tokens = tokens + selection.references[rows]
     found = []
-    for index, name in enumerate(selection.splits):
+    for task, (index, name) in product(sorted(recipe.tasks), enumerate(selection.splits)):
+        sizes = unit_sizes(selection, recipe, cost, task)
         for number, bucket in enumerate(selection.buckets):
-            mine = (split == index) & (selection.bucket[rows] == number)
+            mine = (split == index) & (selection.bucket[rows] == number) & selection.of_task(task)[rows]
             order = np.flatnonzero(mine)[np.argsort(-tokens[mine], kind="stable")]
             for part in np.split(order, range(sizes[number], len(order), sizes[number])):
                 if len(part):
                     total = int(cost(np.asarray(bucket.tokens), tokens[part]).sum())
-                    found.append((total, bucket, name, rows[part]))
+                    found.append((total, bucket, name, task, rows[part]))
     found.sort(key=lambda unit: -unit[0])
     return tuple(
-        UnitPlan(UnitId("validation", 0, number), bucket, name, "t2i", part, plan)
-        for number, (_, bucket, name, part) in enumerate(found)
+        UnitPlan(UnitId("validation", 0, number), bucket, name, task, part, plan)
+        for number, (_, bucket, name, task, part) in enumerate(found)
     )

@@ -6,6 +6,7 @@
 import difflib
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,14 @@ from pydantic import BaseModel, Field, model_validator
 
 from producer.api.bucket import ASPECTS, Bucket, bucket
 from producer.keyed import of_strings
+from producer.reference import tokens as reference_tokens
 
 # Not the run's seed: every run and every recipe must hold out the same samples, or what one held out the next trained.
 _HELD_OUT_SALT = 0x48454C44
+
+
+# Tasks: text to image, and edits, which start from reference pictures.
+T2I, TI2I = "t2i", "ti2i"
 
 
 class RecipeError(ValueError):
@@ -46,6 +52,8 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     units: int = Field(default=16, ge=1)  # units a step; data-parallel ranks divide them
     samples: int = Field(default=16, ge=1)  # in a unit of the smallest resolution; larger ones hold fewer, at one cost
     splits: dict[str, float] = {"raw": 1.0}  # caption split -> weight; of several captions in a split, the first
+    tasks: dict[str, float] = {T2I: 1.0}  # -> weight, times the split's; ti2i: with references
+    reference_resolution: int = Field(default=1024, ge=32)  # pixels: its square is the area the VAE sees of a reference
     thresholds: dict[str, Threshold] = {}  # operator -> bounds, beyond the index's own verdicts
     max_text_tokens: int = Field(default=1024, ge=1)  # of a caption; longer ones are not used
     min_fill: float = Field(default=0.75, gt=0)  # least share of the bucket's pixels the picture must have itself
@@ -62,12 +70,19 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"recipe.aspects: {wrong or 'none'}; write aspects as width:height, like 3:2")
         if not self.splits or min(self.splits.values()) <= 0:
             raise ValueError(f"recipe.splits: {self.splits}; name at least one split, and give each a positive weight")
+        if not self.tasks or self.tasks.keys() - {T2I, TI2I} or min(self.tasks.values()) <= 0:
+            raise ValueError(f"recipe.tasks: {self.tasks}; name t2i, ti2i or both, and give each a positive weight")
         if self.validation_samples and self.validation_share:
             raise ValueError(
                 f"recipe.validation_samples: {self.validation_samples} and validation_share "
                 f"{self.validation_share} are both set; choose one"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the plan's order follows from, as JSON values. Recipes without edits keep the one they always had."""
+        edits = {"tasks", "reference_resolution"} if self.tasks == {T2I: 1.0} else set()
+        return self.model_dump(mode="json", exclude=edits)
 
     def buckets(self, resolution: int) -> list[Bucket]:
         """The buckets of one resolution, in the order of `aspects`; small sizes may give two aspects one bucket."""
@@ -91,6 +106,13 @@ class Selection:
     validation: np.ndarray  # int64: the row numbers to validate on, one of each held-out cluster
     held_below: int  # clusters whose hash is below are held out
     counts: dict[str, dict[str, int]]  # split -> outcome -> rows; the outcomes of a split sum to the index's rows
+    references: np.ndarray | None = None  # int32: tokens that references add to a row, 0 without; none: no row has any
+
+    def of_task(self, task: str) -> np.ndarray:
+        """bool: the rows that are samples of `task`, used or not."""
+        if self.references is None:
+            return np.full(len(self.bucket), task == T2I)
+        return (self.references > 0) == (task == TI2I)
 
 
 def select(
@@ -103,6 +125,11 @@ def select(
     """
     outcome = _Outcomes(table.num_rows)
     outcome.require(_flags(table["kept"]), "not kept by curation")
+    references = _references(table["references"], recipe.reference_resolution**2)
+    if references is not None:
+        for task in (T2I, TI2I):
+            if task not in recipe.tasks:
+                outcome.require((references > 0) == (task == T2I), f"{task}, which recipe.tasks gives no weight")
     for name, threshold in recipe.thresholds.items():
         _bound(table, name, threshold, outcome)
     buckets = tuple(dict.fromkeys(b for size in recipe.resolutions for b in recipe.buckets(size)))
@@ -121,8 +148,13 @@ def select(
         if not mine.passed.any():
             raise RecipeError(f"recipe.splits.{split}: leaves nothing to train on of the index's rows: {mine.counts}")
     counts = {split: mine.summary() for split, mine in zip(recipe.splits, outcomes, strict=True)}
-    tokens = np.where(usable, tokens, -1)
-    return Selection(buckets, place, tuple(recipe.splits), tokens, held_out, validation, below, counts)
+    tokens, splits = np.where(usable, tokens, -1), tuple(recipe.splits)
+    selection = Selection(buckets, place, splits, tokens, held_out, validation, below, counts, references)
+    trained = np.logical_or.reduce(usable) & ~held_out
+    for task in recipe.tasks:
+        if not (selection.of_task(task) & trained).any():
+            raise RecipeError(f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {counts}")
+    return selection
 
 
 class _Outcomes:
@@ -198,6 +230,17 @@ def _caption_tokens(captions: pa.ChunkedArray, split: str) -> np.ndarray:
         tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
         start += len(chunk)
     return tokens
+
+
+def _references(references: pa.ChunkedArray, area: int) -> np.ndarray | None:
+    """Tokens that each row's references add to it: int32, None where no row has any."""
+    counts = np.asarray(pc.fill_null(pc.list_value_length(references), 0), np.int64)
+    if not counts.any():
+        return None
+    flat = pc.list_flatten(references)
+    height, width = (_numbers(pc.struct_field(flat, name)) for name in ("height", "width"))
+    row = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(row, reference_tokens(height, width, area), len(counts)).astype(np.int32)
 
 
 def _hold_out(

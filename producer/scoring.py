@@ -20,12 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from producer.index import REFERENCE
 from producer.operator.judgement import SIDE, Picture, Sample
 from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, scoring
-from producer.picture import PictureError, decode_turned
+from producer.picture import Limits, PictureError, decode, decode_turned
+from producer.reference import NARROWEST
 from producer.source.reader import SourceConfig, open_source
-from producer.source.shard import RawSample, Reader, Shard, SourceError, UnreadableError
+from producer.source.shard import Place, RawSample, Reader, Shard, SourceError, UnreadableError
+
+# Counts up with every change of what a score file holds.
+_VERSION = 2
 
 _CAPTION = pa.struct([("split", pa.string()), ("text", pa.string())])
 _FACTS = [
@@ -40,6 +45,7 @@ _FACTS = [
     ("phash", pa.uint64()),
     ("dhash", pa.uint64()),
     ("captions", pa.list_(_CAPTION)),
+    ("references", pa.list_(REFERENCE)),
 ]
 
 
@@ -60,7 +66,7 @@ def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
 
 def fingerprint(job: Job, stage: Stage) -> str:
     """A hash of all that scores depend on besides the shard."""
-    said = json.dumps([scoring(job.operators, stage), job.batch], sort_keys=True)
+    said = json.dumps([_VERSION, scoring(job.operators, stage), job.batch], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -76,7 +82,7 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not."""
     cv2.setNumThreads(1)
     shard = Shard(*json.loads(row["shard"]))
-    shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes))
+    shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes), references=tuple(shard.references))
     reader, stage, batch = _opened(job)
     try:
         table = _score(reader, shard, stage, batch)
@@ -134,6 +140,7 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
         "offset": raw.offset,
         "size": raw.size,
         "captions": [{"split": split, "text": text} for split, text in sorted(raw.captions.items())],
+        "references": [],
         "width": 0,
         "height": 0,
         "sha256": "",
@@ -157,7 +164,26 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
     picture = Picture(*image.size, _reduced(pixels), _middle(pixels), orientation)
     row["width"], row["height"] = image.size
     row["phash"], row["dhash"] = hash_pixels(picture.pixels)
+    for number, place in enumerate(raw.references, 1):
+        found = _look_at_reference(reader, raw.shard, place, stage.broken.limits)
+        if isinstance(found, str):
+            return row, Sample(raw, None, f"reference {number}: {found}")
+        row["references"].append(found)
     return row, Sample(raw, picture)
+
+
+def _look_at_reference(reader: Reader, shard: str, place: Place, limits: Limits) -> dict[str, Any] | str:
+    """Read and decode a reference: its entry in the index, or why it cannot be used."""
+    if place.size > limits.bytes:
+        return f"{place.size} bytes, the limit is {limits.bytes}"
+    try:
+        content = reader.read(shard, *place)
+        width, height = decode(content, limits).size
+    except (UnreadableError, PictureError) as error:
+        return str(error)
+    if max(width, height) > NARROWEST * min(width, height):
+        return f"{width}x{height} pixels, narrower than 1:{NARROWEST}"
+    return {**place._asdict(), "width": width, "height": height, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:

@@ -26,8 +26,10 @@ def decide(
     judged = {one.name: _judge(scores, one) for one in stage.single}
     judged |= {name: [NOT_JUDGED] * len(keys) for name in stage.off}
     cluster = np.arange(len(keys))
+    # An edit is its references and words too: many start from one picture and differ little in what they end in.
+    comparable = np.asarray(pc.list_value_length(scores["references"]), np.int64) == 0
     for one in stage.whole:
-        judged[one.name], cluster = _compare(scores, keys, one, _kept(judged, len(keys)), cluster)
+        judged[one.name], cluster = _compare(scores, keys, one, _kept(judged, len(keys)) & comparable, cluster)
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {
         "key": keys,
@@ -44,7 +46,7 @@ def decide(
     return pa.table([columns[name] for name in shape.names], schema=shape)
 
 
-_COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash")
+_COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash", "references")
 
 
 def _unique(keys: list[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""A user's folder of images, at any depth, with NAME.txt (and NAME.json) beside NAME.jpg."""
+"""A user's folder of images, at any depth, with NAME.txt (and NAME.json) beside NAME.jpg.
+
+An edit's references lie there too: NAME.ref1.jpg, NAME.ref2.png.
+"""
 
 import hashlib
 import os
@@ -7,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from producer.source.caption import Captions, read_captions
-from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, UnreadableError, is_inside, is_text
+from producer.source.references import apart, in_order, named
+from producer.source.shard import (
+    IMAGE_ENDINGS,
+    Place,
+    RawSample,
+    Shard,
+    SourceError,
+    UnreadableError,
+    is_inside,
+    is_text,
+)
 
 # Images scanned by one task. Part of how shards are cut, so that a changed file has only its piece scanned again.
 PIECE = 512
@@ -27,40 +40,47 @@ class Folder:
         shards: list[Shard] = []
         for folder, below, files in os.walk(self._root):
             below[:] = sorted(name for name in below if not name.startswith("."))
-            images = sorted(name for name in files if is_image(name))
-            for first in range(0, len(images), PIECE):
-                shards.append(self._shard(Path(folder), tuple(images[first : first + PIECE])))
+            images = apart(name for name in files if is_image(name))
+            targets = tuple(images)
+            for first in range(0, len(targets), PIECE):
+                members = targets[first : first + PIECE]
+                beside = dict.fromkeys(name for member in members for name in images[member])
+                shards.append(self._shard(Path(folder), members, tuple(beside)))
         if not shards:
             raise SourceError(f"source.path: {self._root} holds no image; known are {', '.join(sorted(IMAGE_ENDINGS))}")
         return sorted(shards, key=lambda shard: (shard.name, shard.members))
 
-    def _shard(self, folder: Path, members: tuple[str, ...]) -> Shard:
+    def _shard(self, folder: Path, members: tuple[str, ...], references: tuple[str, ...]) -> Shard:
         name = folder.relative_to(self._root).as_posix()
-        wrong = next((text for text in (name, *members) if not is_text(text)), None)
+        wrong = next((text for text in (name, *members, *references) if not is_text(text)), None)
         if wrong is not None:
             raise SourceError(f"source.path: the file name {wrong!r} in {folder!r} is not UTF-8; rename it")
         seen = hashlib.sha256()
-        for member in members:
-            for path in (folder / member, *_captions(folder / member)):
-                found = path.stat() if path.exists() else None
-                seen.update(repr((path.name, found and (found.st_size, found.st_mtime_ns))).encode())
-        return Shard(name, seen.hexdigest(), members)
+        paths = [path for member in members for path in (folder / member, *_captions(folder / member))]
+        for path in (*paths, *(folder / reference for reference in references)):
+            found = path.stat() if path.exists() else None
+            seen.update(repr((path.name, found and (found.st_size, found.st_mtime_ns))).encode())
+        return Shard(name, seen.hexdigest(), members, references=references)
 
     def samples(self, shard: Shard) -> Iterator[RawSample]:
         """The images of `shard` by name. The key is the path with its ending: a.jpg and a.png are two samples."""
+        beside: dict[str, list[tuple[int, str]]] = {}
+        for reference in shard.references:
+            if found := named(reference):
+                beside.setdefault(found.stem, []).append((found.number, reference))
         for member in shard.members:
             path = self._root / shard.name / member
             key = member if shard.name == "." else f"{shard.name}/{member}"
             captions = _read_captions(path)
-            try:
-                found = path.stat()
-                fault = "" if stat.S_ISREG(found.st_mode) else "refused: not a plain file"
-                size = found.st_size
-            except OSError as error:
-                fault, size = f"cannot be read: {error.strerror}", 0
-            if not fault and not os.access(path, os.R_OK):
-                fault = "cannot be read: permission denied"
-            yield RawSample(key, shard.name, member, 0, size, captions.texts, fault, captions.faults)
+            size, fault = _looked_at(path)
+            places = []
+            for number, name in beside.get(member.rpartition(".")[0], []):
+                bytes_, why = _looked_at(path.with_name(name))
+                places.append((number, Place(name, 0, bytes_)))
+                fault = fault or (why and f"reference {number}: {why}")
+            references, odd = in_order(places)
+            found_at = shard.name, member, 0, size
+            yield RawSample(key, *found_at, captions.texts, fault or odd, captions.faults, references=references)
 
     def read(self, shard: str, member: str, offset: int, size: int) -> bytes:
         """The image `member` of the folder `shard`, still of `size` bytes."""
@@ -83,6 +103,17 @@ class Folder:
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image's."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_ENDINGS and "." in name
+
+
+def _looked_at(path: Path) -> tuple[int, str]:
+    """The bytes of a file, and why it must not be read."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return 0, f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(found.st_mode):
+        return found.st_size, "refused: not a plain file"
+    return found.st_size, "" if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 
 def _captions(image: Path) -> tuple[Path, Path]:

@@ -10,8 +10,9 @@ from functools import partial
 
 from producer.source.caption import Captions, read_captions
 from producer.source.folder import PIECE, is_image
+from producer.source.references import apart, in_order, named
 from producer.source.remote import RemoteStore
-from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, SourceError, UnreadableError, is_inside
+from producer.source.shard import IMAGE_ENDINGS, Place, RawSample, Shard, SourceError, UnreadableError, is_inside
 from producer.source.store import File
 
 _BESIDE = ("txt", "json")
@@ -32,9 +33,12 @@ class RemoteFolder:
                 folders.setdefault(folder, {})[name] = file
         shards = []
         for folder, files in folders.items():
-            images = sorted(name for name in files if is_image(name))
-            for first in range(0, len(images), PIECE):
-                shards.append(_shard(folder or ".", images[first : first + PIECE], files))
+            images = apart(name for name in files if is_image(name))
+            targets = list(images)
+            for first in range(0, len(targets), PIECE):
+                members = targets[first : first + PIECE]
+                beside = list(dict.fromkeys(name for member in members for name in images[member]))
+                shards.append(_shard(folder or ".", members, beside, files))
         if not shards:
             known = ", ".join(sorted(IMAGE_ENDINGS))
             raise SourceError(f"source.path: {self._store.root} holds no image; known are {known}")
@@ -42,13 +46,19 @@ class RemoteFolder:
 
     def samples(self, shard: Shard) -> Iterator[RawSample]:
         """The images of `shard` by name; the key is the path with its ending."""
+        shown: dict[str, list[tuple[int, Place]]] = {}
+        for reference, bytes_ in zip(shard.references, shard.sizes[3 * len(shard.members) :], strict=True):
+            if found := named(reference):
+                shown.setdefault(found.stem, []).append((found.number, Place(reference, 0, bytes_)))
         for number, member in enumerate(shard.members):
             size, *beside = shard.sizes[3 * number : 3 * number + 3]
             key = _join(shard.name, member)
             fault = "" if is_inside(key) else f"refused: the name {key[:200]!r} leads out of the source"
             captions = Captions({}) if fault else self._captions(key, dict(zip(_BESIDE, beside, strict=True)))
             safe = key.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
-            yield RawSample(safe if fault else key, shard.name, member, 0, size, captions.texts, fault, captions.faults)
+            references, odd = in_order(shown.get(member.rpartition(".")[0], []))
+            place = safe if fault else key, shard.name, member, 0, size
+            yield RawSample(*place, captions.texts, fault or odd, captions.faults, references=references)
 
     def _captions(self, image: str, beside: dict[str, int]) -> Captions:
         found = Captions({})
@@ -71,14 +81,17 @@ class RemoteFolder:
         return self._all(_join(shard, member), size)
 
 
-def _shard(folder: str, members: list[str], files: dict[str, File]) -> Shard:
+def _shard(folder: str, members: list[str], references: list[str], files: dict[str, File]) -> Shard:
     seen, sizes = hashlib.sha256(), []
     for member in members:
         for name in (member, *(_beside(member, ending) for ending in _BESIDE)):
             file = files.get(name)
             sizes.append(file.size if file else -1)
             seen.update(repr((name, file and (file.size, file.stamp))).encode())
-    return Shard(folder, seen.hexdigest(), tuple(members), tuple(sizes))
+    for name in references:
+        sizes.append(files[name].size)
+        seen.update(repr((name, files[name].size, files[name].stamp)).encode())
+    return Shard(folder, seen.hexdigest(), tuple(members), tuple(sizes), references=tuple(references))
 
 
 def _beside(image: str, ending: str) -> str:

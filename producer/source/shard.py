@@ -17,6 +17,14 @@ class UnreadableError(SourceError):
     """One image cannot be read while its source answers otherwise: the message is the reason to leave it out."""
 
 
+class Place(NamedTuple):
+    """Where a picture's bytes lie inside a shard."""
+
+    member: str
+    offset: int
+    size: int
+
+
 class Shard(NamedTuple):
     """A piece of a source that is scanned by one task."""
 
@@ -25,6 +33,7 @@ class Shard(NamedTuple):
     members: tuple[str, ...] = ()  # what a folder's piece holds; a tar knows by itself
     sizes: tuple[int, ...] = ()  # where asking again is dear: bytes of each member, its .txt and .json, -1 for none
     fault: str = ""  # why the whole piece must not be read
+    references: tuple[str, ...] = ()  # what lies beside a folder's members; their bytes follow in `sizes`, if there
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class RawSample:
     fault: str = ""  # why the image must not be read
     caption_faults: tuple[str, ...] = ()  # why captions that are there cannot be used
     image: bytes | None = None  # where listing had to read it anyway
+    references: tuple[Place, ...] = ()  # pictures that an edit starts from, beside its target
 
 
 class Reader(Protocol):

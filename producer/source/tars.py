@@ -1,4 +1,4 @@
-"""Webdataset tars: the members of one stem are a sample, read at random by offset.
+"""Webdataset tars: the members of one stem are a sample, read at random by offset; NAME.ref1.jpg is a reference's.
 
 Only headers are read to list a tar, by a small strict parser: `tarfile` stops without a word at a damaged header and
 follows whatever lengths it is told. Members that climb out, links and devices are counted as faulty, never followed.
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from producer.source.caption import Captions, read_captions
+from producer.source.references import in_order, named
 from producer.source.shard import (
     IMAGE_ENDINGS,
+    Place,
     RawSample,
     Shard,
     SourceError,
@@ -197,7 +199,12 @@ def _without_ending(shard: str) -> str:
 
 def _sample(file: BinaryIO, shard: str, stem: str, members: list[Member]) -> RawSample:
     captions = Captions({})
-    images = [member for member in members if _ending(member.name).rpartition(".")[2] in IMAGE_ENDINGS]
+    beside = [(found.number, member) for member in members if (found := named(member.name))]
+    images = [
+        member
+        for member in members
+        if _ending(member.name).rpartition(".")[2] in IMAGE_ENDINGS and not named(member.name)
+    ]
     for member in members:
         ending = _ending(member.name)
         if ending in ("txt", "json"):
@@ -209,8 +216,11 @@ def _sample(file: BinaryIO, shard: str, stem: str, members: list[Member]) -> Raw
             key, shard, "", 0, 0, captions.texts, f"no image among its members ({held[:200]})", captions.faults
         )
     image = images[0]
+    references, odd = in_order((number, Place(*member[:3])) for number, member in beside)
     fault = image.fault or (f"{len(images)} images in one sample" if len(images) > 1 else "")
-    return RawSample(key, shard, image.name, image.offset, image.size, captions.texts, fault, captions.faults)
+    fault = fault or odd or next((f"reference {number}: {one.fault}" for number, one in beside if one.fault), "")
+    place = image.name, image.offset, image.size
+    return RawSample(key, shard, *place, captions.texts, fault, captions.faults, references=references)
 
 
 def _captions(file: BinaryIO, member: Member, ending: str) -> Captions:

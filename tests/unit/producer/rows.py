@@ -39,6 +39,7 @@ def table(
         "sha256": keys,
         "phash": np.arange(rows, dtype=np.uint64),
         "captions": captions(draw, rows, splits, spread),
+        "references": [[]] * rows,
         "cluster": keys,
         "score.aesthetic": draw.uniform(0, 10, rows),
         "verdict.aesthetic": np.ones(rows, bool),
