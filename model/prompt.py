@@ -92,9 +92,12 @@ class PromptEncoder:
         self.width: int = self._net.config.hidden_size
         self.prefix: int = len(self._ids([T2I.prefix])[0])
 
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens that `encode` would give each prompt without pictures."""
-        return [len(ids) - self.prefix for ids in self._ids([T2I.text(prompt) for prompt in prompts])]
+    def lengths(self, prompts: Sequence[str], template: Template = T2I, pictures: Sequence[int] = ()) -> list[int]:
+        """Tokens that `encode` would give each prompt with so many pictures, those of the pictures not counted."""
+        counts = pictures or [0] * len(prompts)
+        texts = [template.text(prompt, [1] * count) for prompt, count in zip(prompts, counts, strict=True)]
+        prefix = len(self._ids([template.prefix])[0])
+        return [len(ids) - prefix - count for ids, count in zip(self._ids(texts), counts, strict=True)]
 
     @torch.inference_mode()
     def encode(
@@ -144,7 +147,10 @@ class PromptEncoder:
                 raise PromptError(f"{self._root / 'processor'}: no such folder, and there are pictures to encode")
             self._vision = Vision(self._root, self._config, self._dtype, self.device)
         distinct = {id(picture): picture for shown in pictures for picture in shown}
-        seen = {key: self._vision.see(fitted(picture, template.area)) for key, picture in distinct.items()}
+        seen = {
+            key: self._vision.see(fitted(picture, template.area) if template.area else picture)
+            for key, picture in distinct.items()
+        }
         return [[seen[id(picture)] for picture in shown] for shown in pictures]
 
     def _prompt(self, prompt: str, tokens: list[int], seen: Sequence[Seen], prefix: list[int]) -> _Prompt:

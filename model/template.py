@@ -39,7 +39,7 @@ class Template:
 
     prefix: str
     picture: str = ""  # ahead of the prompt for a picture, or for each where {k} counts them from 1
-    area: int = 0  # pixels that the language model sees of a picture
+    area: int = 0  # pixels that the language model sees of a picture; 0: as it comes
 
     def text(self, prompt: str, pads: Sequence[int] = ()) -> str:
         """The whole text for `prompt` and pictures of `pads` tokens each."""
@@ -54,6 +54,8 @@ class Template:
 T2I = Template(T2I_PREFIX)
 EDIT = Template(EDIT_PREFIX, f"<|vision_start|>{PICTURE_TOKEN}<|vision_end|>", VAE_AREA)
 EDIT_PLUS = Template(EDIT_PREFIX, f"Picture {{k}}: <|vision_start|>{PICTURE_TOKEN}<|vision_end|>", 384 * 384)
+# The same for pictures that are `fitted` to its area already: doing it again may change their ratio.
+EDIT_FITTED = Template(EDIT_PREFIX, EDIT_PLUS.picture)
 
 
 def fitted(picture: Image.Image, area: int) -> Image.Image:

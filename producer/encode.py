@@ -6,25 +6,31 @@ luck; what else decides the last digits (weights, libraries, device, threads) is
 
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import BaseModel, Field, field_validator
 
+from model.template import EDIT_FITTED, PICTURE_TOKEN, T2I
 from model.vae_tiles import Tiling
 from producer.api.bucket import Bucket
 from producer.api.unit import Encoded, Latent
 from producer.digest import hash_folder
+from producer.memory import most
 from producer.picture import PictureError, decode, fit
 from producer.plan import UnitPlan
+from producer.reference import SEEN_AREA, seen_tokens
+from producer.source.references import MOST
 from producer.stages import Stages
 
 # Counts up with every change here or in model/ that changes the numbers.
@@ -32,6 +38,7 @@ REVISION = 4
 
 _FOLDERS = ("vae", "text_encoder", "tokenizer")
 _LIBRARIES = ("numpy", "pillow", "torch")
+_PROCESSOR = "processor"  # of pictures, for edits
 _TEXT_LIBRARIES = ("tokenizers", "transformers")
 
 # Settings that decide a latent's bits, and those that decide no bits at all.
@@ -90,6 +97,13 @@ class Raw:
     task: str
 
 
+class Shown(NamedTuple):
+    """A reference of an edit as the encoders take it."""
+
+    seen: np.ndarray  # uint8 [height, width, 3], what the language model sees; black where there is no picture
+    made: Latent | np.ndarray | str  # its latent, or the picture at the VAE's size, or why there is none
+
+
 def require_folders(root: Path) -> None:
     """EncoderError naming the first folder of the encoders that is not under `root`."""
     for name in _FOLDERS:
@@ -135,8 +149,10 @@ class Encoder:
         self.latent_fingerprint = _latent_fingerprint(config)
         self.fingerprint = _fingerprint(config, self.latent_fingerprint)
 
-    def probe(self, buckets: Iterable[Bucket]) -> None:
+    def probe(self, buckets: Iterable[Bucket], reference: Bucket | None = None) -> None:
         """Encode blanks at the largest sizes that units of `buckets` can have; EncoderError says what fits instead.
+
+        With `reference` units may be of edits, whose references the VAE sees at about that size.
 
         Batch sizes are no matter of luck or load: they decide bits. So a worker that cannot take them must not start.
         """
@@ -144,22 +160,40 @@ class Encoder:
         both = {max(found, key=lambda b: config.pictures(b) * b.height * b.width), found[-1]}
         for bucket in sorted(both):
             wanted, area = config.pictures(bucket), bucket.height * bucket.width
-            fits = _most(wanted, partial(self._blanks, bucket))
+            fits = most(wanted, partial(self._blanks, bucket))
             if fits < wanted:
                 raise EncoderError(
                     f"encoder.picture_pixels: {wanted} pictures of {bucket} at once do not fit in the memory of "
                     f"{config.device}; "
                     + (f"{fits} do: set it to {fits * area}" if fits else "nor does one: set encoder.tile_above")
                 )
-        longest = -(-config.max_text_tokens // config.text_multiple) * config.text_multiple
+        shown = self._probe_edits(reference) if reference else 0
+        longest = -(-(config.max_text_tokens + shown) // config.text_multiple) * config.text_multiple
         wanted = self._prompts.most(longest)
-        fits = _most(wanted, partial(self._prompts.rehearse, tokens=longest))
+        fits = most(wanted, partial(self._prompts.rehearse, tokens=longest))
         if fits < wanted:
             raise EncoderError(
                 f"encoder.text_tokens: {wanted} captions of {longest} tokens at once do not fit in the memory of "
                 f"{config.device}; "
                 + (f"{fits} do: set it to {fits * longest}" if fits else "nor does one: lower encoder.max_text_tokens")
             )
+
+    def _probe_edits(self, reference: Bucket) -> int:
+        """The most tokens that references put into a prompt, once one of them was seen."""
+        from model.prompt import PromptError
+
+        side = math.isqrt(SEEN_AREA)
+        try:
+            self.text([""], [[np.zeros((side, side, 3), np.uint8)] * MOST])
+            if not most(1, partial(self._blanks, reference)):
+                raise EncoderError(
+                    f"recipe.reference_resolution: a reference of {reference} does not fit in the memory of "
+                    f"{self.config.device}; lower it, or set encoder.tile_above"
+                )
+        except PromptError as error:
+            raise EncoderError(f"recipe.tasks.ti2i: encoder.root cannot encode edits: {error}") from None
+        # Sizes are rounded, most where a reference is narrow.
+        return 2 * MOST * int(seen_tokens(np.asarray(side), np.asarray(side)))
 
     def _blanks(self, bucket: Bucket, count: int) -> None:
         self._posteriors(bucket, [np.zeros((bucket.height, bucket.width, 3), np.uint8)] * count, count)
@@ -199,15 +233,37 @@ class Encoder:
             mean, logvar = self._vae.encode(torch.from_numpy(batch))
         return [_latent(bucket, mean[slot], logvar[slot]) for slot in range(len(pictures))]
 
-    def text(self, captions: Sequence[str]) -> list[np.ndarray | str]:
-        """The hidden states of each caption as bfloat16 bits, uint16 [tokens, e], or why there are none."""
-        lengths = self._prompts.lengths(captions)
-        fits = [k for k, length in enumerate(lengths) if length <= self.config.max_text_tokens]
+    def references(self, shown: Sequence[Shown]) -> list[Latent | str]:
+        """The posterior of each of a sample's references, or why there is none. Each runs alone: sizes rarely agree."""
+        return [
+            self._posteriors(Bucket(*one.made.shape[:2]), [one.made], 1)[0]
+            if isinstance(one.made, np.ndarray)
+            else one.made
+            for one in shown
+        ]
+
+    def text(
+        self, captions: Sequence[str], pictures: Sequence[Sequence[np.ndarray]] | None = None
+    ) -> list[np.ndarray | str]:
+        """The hidden states of each caption as bfloat16 bits, uint16 [tokens, e], or why there are none.
+
+        `pictures` [caption] are those that an edit starts from, uint8 [height, width, 3] as the language model sees
+        them; either all captions have some or none has.
+        """
+        shown = pictures if pictures and any(map(len, pictures)) else [()] * len(captions)
+        template = EDIT_FITTED if any(map(len, shown)) else T2I
+        lengths = self._prompts.lengths(captions, template, [len(each) for each in shown])
+        odd = [template is EDIT_FITTED and PICTURE_TOKEN in caption for caption in captions]
+        fits = [k for k, length in enumerate(lengths) if length <= self.config.max_text_tokens and not odd[k]]
         with self._stages("text", len(fits)), _exact(self.config.threads):
-            hidden = self._prompts.encode([captions[k] for k in fits])
+            images = [[Image.fromarray(picture) for picture in shown[k]] for k in fits]
+            hidden = self._prompts.encode([captions[k] for k in fits], template, images)
         limit = self.config.max_text_tokens
         results: list[np.ndarray | str] = [
-            f"caption: {length} tokens with the template's end, the limit is {limit}" for length in lengths
+            f"caption: has {PICTURE_TOKEN} in its words"
+            if strange
+            else f"caption: {length} tokens with the template's end, the limit is {limit}"
+            for length, strange in zip(lengths, odd, strict=True)
         ]
         for k, states in zip(fits, hidden, strict=True):
             finite = bool(torch.isfinite(states).all())
@@ -220,23 +276,31 @@ class Encoder:
         samples: Sequence[Raw],
         pictures: Iterable[np.ndarray | str],
         known: Mapping[str, Latent] | None = None,
+        references: Mapping[str, Sequence[Shown]] | None = None,
     ) -> tuple[list[Encoded], list[tuple[str, str]]]:
         """The encoded `samples` of `plan`, in their order, and (key, reason) of those that cannot be.
 
         `known` holds latents, by sample key, that need not be made again; `pictures` are those of the other samples, in
-        order, or why they are none. They may wait: captions go first.
+        order, or why they are none. They may wait: captions go first. `references` are those of edits, by sample key.
         """
-        known = known or {}
-        texts = self.text([sample.caption for sample in samples])
+        known, references = known or {}, references or {}
+        shown = [references.get(sample.key, ()) for sample in samples]
+        texts = self.text([sample.caption for sample in samples], [[one.seen for one in each] for each in shown])
         wanted = [sample.key for sample in samples if sample.key not in known]
         latents = dict(known) | dict(zip(wanted, self.latents(plan.bucket, pictures), strict=True))
         encoded, rejected = [], []
-        for sample, text in zip(samples, texts, strict=True):
+        for sample, text, each in zip(samples, texts, shown, strict=True):
             latent = latents[sample.key]
             if isinstance(latent, str) or isinstance(text, str):
                 rejected.append((sample.key, latent if isinstance(latent, str) else str(text)))
+                continue
+            started = self.references(each)
+            missing = [f"reference {n}: {why}" for n, why in enumerate(started, 1) if isinstance(why, str)]
+            if missing:
+                rejected.append((sample.key, missing[0]))
             else:
-                encoded.append(_encoded(sample, latent, text))
+                whole = tuple(one for one in started if isinstance(one, Latent))
+                encoded.append(_encoded(sample, latent, text, whole))
         return encoded, rejected
 
     def empty(self) -> Encoded:
@@ -255,25 +319,6 @@ def picture(image: bytes, bucket: Bucket) -> np.ndarray | str:
         return f"picture: {error}"
 
 
-def _most(wanted: int, run: Callable[[int], object]) -> int:
-    """`wanted`, halved until `run` has memory for it; 0 where it has none for one."""
-    fits = wanted
-    while fits and not _has_memory(run, fits):
-        fits //= 2
-    return fits
-
-
-def _has_memory(run: Callable[[int], object], count: int) -> bool:
-    try:
-        run(count)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        # What the probe took is of other sizes than units will ask for.
-        torch.cuda.empty_cache()
-    return True
-
-
 def _latent(bucket: Bucket, mean: torch.Tensor, logvar: torch.Tensor) -> Latent | str:
     planes = mean.half().numpy(), logvar.half().numpy()
     if not all(np.isfinite(plane).all() for plane in planes):
@@ -281,7 +326,7 @@ def _latent(bucket: Bucket, mean: torch.Tensor, logvar: torch.Tensor) -> Latent 
     return Latent(bucket.height, bucket.width, *planes)
 
 
-def _encoded(sample: Raw, latent: Latent, text: np.ndarray) -> Encoded:
+def _encoded(sample: Raw, latent: Latent, text: np.ndarray, references: tuple[Latent, ...]) -> Encoded:
     return Encoded(
         key=sample.key,
         source=sample.source,
@@ -291,6 +336,7 @@ def _encoded(sample: Raw, latent: Latent, text: np.ndarray) -> Encoded:
         caption=sample.caption,
         latent=latent,
         text=text,
+        references=references,
     )
 
 
@@ -322,10 +368,11 @@ def _latent_fingerprint(config: EncoderConfig) -> str:
 
 def _fingerprint(config: EncoderConfig, latents: str) -> str:
     """A hash over all that decides the bits of what is encoded."""
+    folders = [*_FOLDERS[1:], *([_PROCESSOR] if (config.root / _PROCESSOR).is_dir() else [])]
     return _hash(
         {
             "latents": latents,
-            "folders": {name: hash_folder(config.root / name) for name in _FOLDERS[1:]},
+            "folders": {name: hash_folder(config.root / name) for name in folders},
             "shapes": config.model_dump(mode="json", exclude=set(_NO_SHAPES | _LATENT_SHAPES)),
             "libraries": {name: version(name) for name in _TEXT_LIBRARIES},
         }

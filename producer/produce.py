@@ -5,13 +5,13 @@ thread encodes, and the caller packs and keeps what was encoded. Threads decide 
 made of it.
 """
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,21 +25,19 @@ from producer.api.protocol import Welcome
 from producer.api.unit import Encoded, Header, Latent, UnitId, pack
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
-from producer.encode import Encoder, EncoderConfig, Raw, picture
+from producer.encode import Encoder, EncoderConfig, Raw, Shown, picture
 from producer.index import Index
 from producer.journal import Line
 from producer.plan import Plan, Terms, UnitPlan
-from producer.recipe import RecipeConfig
+from producer.recipe import T2I, RecipeConfig
+from producer.reference_reader import PictureReader, Reference, ReferenceReader
 from producer.rejects import KILLED, Attempt, Rejects
 from producer.source.reader import SourceConfig, open_source
-from producer.source.shard import UnreadableError
 from producer.stages import Stages
 from producer.worker import MakerBrokenError
 
 # What is needed of an index row.
-_COLUMNS = ["key", "source", "shard", "member", "offset", "size", "sha256", "captions"]
-
-_CHANGED = "picture: its bytes are not those that were curated"
+_COLUMNS = ["key", "source", "shard", "member", "offset", "size", "sha256", "captions", "references"]
 
 # What is tried of a sample of a unit that ended its workers, and how often a try must not have come back.
 _PARTS = ("picture", "caption")
@@ -74,10 +72,13 @@ class _Begun:
     keys: dict[str, LatentKey]
     left_out: dict[str, str]  # by sample, as of its beginning
     known: dict[str, Latent]
+    references: dict[str, list[Reference]]  # by sample, of edits
     pictures: dict[str, "Future[np.ndarray | str]"] = field(default_factory=dict)
+    shown: dict[str, list["Future[Shown]"]] = field(default_factory=dict)  # as `references`
 
     def cancel(self) -> None:
-        for future in self.pictures.values():
+        futures: Iterator[Future[Any]] = chain(self.pictures.values(), *self.shown.values())
+        for future in futures:
             future.cancel()
 
 
@@ -89,6 +90,7 @@ class _Made:
     encoded: list[Encoded]
     reasons: dict[str, str]
     cached: int
+    shown: dict[str, list[Shown]]
 
 
 @dataclass
@@ -118,8 +120,11 @@ class UnitMaker:
         self._cache = LatentCache(job.cache)
         self._stages = Stages()
         self._encoder = Encoder(job.encoder, self._stages)
-        self._buckets = _buckets(job.recipe)
-        self._encoder.probe(self._buckets)
+        self._reader = PictureReader(self._source, self._stages)
+        latents = self._encoder.latent_fingerprint
+        self._references = ReferenceReader(self._reader, self._cache, self._stages, latents)
+        self._buckets = job.recipe.all_buckets
+        self._encoder.probe(self._buckets, job.recipe.reference)
         self._stages.clear()
         self._tables[self._plan.id] = index.table.select(_COLUMNS)
         terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
@@ -197,10 +202,10 @@ class UnitMaker:
         """
         terms = Terms.of(line.body)
         index = Index.open(terms.index, terms.generation)
-        buckets = _buckets(terms.recipe)
-        if buckets - self._buckets:
+        buckets = terms.recipe.all_buckets
+        if buckets - self._buckets or terms.recipe.reference:
             # What does not fit must not be begun; units of the steps before still are.
-            self._device.submit(self._encoder.probe, buckets).result()
+            self._device.submit(self._encoder.probe, buckets, terms.recipe.reference).result()
             self._buckets |= buckets
         self._tables[line.id] = index.table.select(_COLUMNS)
         self._plan.extend(line.id, line.from_step, terms, index.id, index.table)
@@ -243,11 +248,14 @@ class UnitMaker:
         keys = {row["key"]: LatentKey(row["key"], row["sha256"], plan.bucket, encoder) for row in rows}
         cached = self._cache.get(key for name, key in keys.items() if name not in left_out)
         known = {key.sample: latent for key, latent in cached.items()}
+        part = self._plan.parts[0] if unit.stream == "validation" else self._plan.part(unit.step)
+        references = {} if plan.task == T2I else self._references.look(rows, part.recipe.reference_resolution**2)
         for key, reason in self._rejects.killers(plan.plan).items():
             # A picture that need not be decoded again is no danger.
-            if key in keys and not (reason == _KILLED["picture"] and key in known):
+            safe = key in known and all(reference.known for reference in references.get(key, ()))
+            if key in keys and not (reason == _KILLED["picture"] and safe):
                 left_out.setdefault(key, reason)
-        return _Begun(plan, rows, keys, left_out, known)
+        return _Begun(plan, rows, keys, left_out, known, references)
 
     def _begin(self, unit: UnitId) -> _Begun:
         """Look at `unit`, and begin with the pictures that it needs."""
@@ -260,15 +268,13 @@ class UnitMaker:
             key = row["key"]
             if key not in begun.known and key not in begun.left_out and key not in begun.pictures:
                 begun.pictures[key] = self._pool.submit(self._picture, row, begun.plan.bucket)
+            if key in begun.references and key not in begun.left_out:
+                begun.shown[key] = [self._pool.submit(self._references.show, one) for one in begun.references[key]]
 
     def _picture(self, row: dict[str, Any], bucket: Bucket) -> np.ndarray | str:
-        with self._stages("read"):
-            try:
-                image = self._source.read(row["shard"], row["member"], row["offset"], row["size"])
-            except UnreadableError as error:
-                return f"picture: {error}"
-            if hashlib.sha256(image).hexdigest() != row["sha256"]:
-                return _CHANGED
+        image = self._reader.read(row)
+        if isinstance(image, str):
+            return image
         with self._stages("decode"):
             return picture(image, bucket)
 
@@ -288,10 +294,11 @@ class UnitMaker:
         # Samples left out are still given, without their pictures: captions are encoded together.
         samples = [_raw(row, plan, left_out) for row in begun.rows]
         pictures = self._pictures(begun, [sample.key for sample in samples if sample.key not in known], left_out)
+        shown = {key: self._shown(begun, key, left_out) for key in begun.references}
         with _alive():
-            encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known)
+            encoded, rejected = self._encoder.encode_unit(plan, samples, pictures, known, shown)
         reasons = {key: left_out.get(key, reason) for key, reason in rejected if key not in journaled}
-        return _Made(begun, encoded, reasons, len(known))
+        return _Made(begun, encoded, reasons, len(known), shown)
 
     def _finish(self, made: _Made) -> tuple[pa.RecordBatch, int]:
         """Journal, keep and pack what was encoded: the unit, and how many of its samples are missing."""
@@ -299,6 +306,9 @@ class UnitMaker:
         with self._stages("pack", len(made.encoded)):
             self._journal(plan, made.reasons)
             self._cache.put({begun.keys[s.key]: s.latent for s in made.encoded if s.key not in begun.known})
+            for sample in made.encoded:
+                if sample.key in made.shown:
+                    self._references.keep(begun.references[sample.key], made.shown[sample.key], sample.references)
             self._stages.add("cached_samples", made.cached)
             missing = len(begun.rows) - len(made.encoded)
             return pack(self._header(plan.plan, plan.unit, missing), made.encoded), missing
@@ -311,6 +321,12 @@ class UnitMaker:
             with self._stages("wait"):
                 found = begun.pictures[key].result()
             yield found
+
+    def _shown(self, begun: _Begun, key: str, left_out: dict[str, str]) -> list[Shown]:
+        if key in left_out:
+            return [self._references.missing(reference, left_out[key]) for reference in begun.references[key]]
+        with self._stages("wait"):
+            return [future.result() for future in begun.shown[key]]
 
     def _journal(self, plan: UnitPlan, reasons: dict[str, str]) -> None:
         self._rejects.add(plan.plan, plan.unit, list(reasons.items()))
@@ -331,10 +347,14 @@ class UnitMaker:
                 self._leave_out(begun, [key], _KILLED[part])
                 return
             attempt.begin(key, part)
+            references = begun.references.get(key, [])
             with _alive():
+                shown = [self._references.show(reference) for reference in references]
                 if part == "caption":
-                    self._encoder.text([_caption(row["captions"], begun.plan.split)])
-                elif key not in begun.known:
+                    self._encoder.text([_caption(row["captions"], begun.plan.split)], [[one.seen for one in shown]])
+                    continue
+                self._references.keep(references, shown, self._encoder.references(shown))
+                if key not in begun.known:
                     self._keep(begun, key, self._picture(row, begun.plan.bucket))
 
     def _keep(self, begun: _Begun, key: str, found: np.ndarray | str) -> None:
@@ -350,10 +370,6 @@ class UnitMaker:
         fresh = {key: reason for key in keys if key not in begun.left_out}
         self._journal(begun.plan, fresh)
         begun.left_out |= fresh
-
-
-def _buckets(recipe: RecipeConfig) -> set[Bucket]:
-    return {bucket for size in recipe.resolutions for bucket in recipe.buckets(size)}
 
 
 def _let_go(begun: "Future[_Begun]") -> None:

@@ -88,6 +88,17 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
         """The buckets of one resolution, in the order of `aspects`; small sizes may give two aspects one bucket."""
         return list(dict.fromkeys(bucket(resolution, aspect) for aspect in self.aspects))
 
+    @property
+    def all_buckets(self) -> set[Bucket]:
+        """The buckets of every resolution."""
+        return {bucket for size in self.resolutions for bucket in self.buckets(size)}
+
+    @property
+    def reference(self) -> Bucket | None:
+        """A square reference as the VAE sees it, None where there are no edits."""
+        side = round(self.reference_resolution / 32) * 32
+        return Bucket(side, side) if TI2I in self.tasks else None
+
 
 def _is_aspect(text: str) -> bool:
     across, colon, down = text.partition(":")

@@ -33,6 +33,10 @@ def tokens(height: np.ndarray, width: np.ndarray, area: int) -> np.ndarray:
     The words around it are not counted.
     """
     down, across = fitted(height, width, area)
-    seen_down, seen_across = fitted(height, width, SEEN_AREA)
-    seen = np.round(seen_down / _PATCH) * np.round(seen_across / _PATCH)
-    return (down // 16) * (across // 16) + seen.astype(np.int64)
+    return (down // 16) * (across // 16) + seen_tokens(height, width)
+
+
+def seen_tokens(height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """What the language model sees a reference as: int64."""
+    down, across = fitted(height, width, SEEN_AREA)
+    return (np.round(down / _PATCH) * np.round(across / _PATCH)).astype(np.int64)
