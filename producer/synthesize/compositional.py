@@ -137,7 +137,7 @@ def _inked(flat: Medium, block: Block, place: tuple[int, int], ink: Colour, rng:
     block.draw(mask, *place)
     cover = (np.asarray(mask, np.float32) / 255 * rng.uniform(0.88, 1.0))[..., None]
     texture = flat.surface / (np.asarray(flat.ground, np.float32) / 255 + 1e-3)
-    body = np.asarray(ink.rgb, np.float32) / 255 * np.clip(0.35 + 0.65 * texture, 0, 1.4)
+    body = np.asarray(ink.rgb, np.float32) / 255 * np.clip(0.35 + 0.65 * texture, 0.8, 1.2)
     return np.clip(flat.surface * (1 - cover) + body * cover, 0, 1).astype(np.float32)
 
 

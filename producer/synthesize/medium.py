@@ -18,7 +18,7 @@ class Medium(NamedTuple):
     name: str  # as a caption says it
     written: str  # what was done to put text on it
     surface: Pixels  # [H, W, 3]
-    ground: Rgb  # its mean colour, to choose an ink against
+    ground: Rgb  # its median colour, without a sign's edge, to choose an ink against
     bend: float  # how far it may curl, share of its height
 
 
@@ -28,7 +28,7 @@ def medium(kind: MediumKind, width: int, height: int, rng: np.random.Generator) 
         width, height, rng
     )
     surface = np.clip(surface, 0, 1).astype(np.float32)
-    red, green, blue = (round(float(value) * 255) for value in surface.mean((0, 1)))
+    red, green, blue = (round(float(value) * 255) for value in np.median(surface, (0, 1)))
     return Medium(name, written, surface, (red, green, blue), bend)
 
 
