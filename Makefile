@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
 
-.PHONY: setup smoke test check fmt bench bench-model bench-data bench-train chaos soak gpu debian clean
+.PHONY: setup smoke test check fmt bench bench-model bench-curate bench-data bench-train chaos soak gpu debian clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,10 @@ bench-train: setup
 bench-data: setup
 	$(BIN)/python -m pytest tests/bench/test_plan.py tests/bench/test_data.py tests/bench/test_delivery.py \
 		tests/bench/test_encode.py tests/bench/test_transport_security.py -s --timeout=1800
+
+# The picture operators against one library call and one decode a judgement; numbers in runs/bench/curate.json.
+bench-curate: setup
+	$(BIN)/python -m pytest tests/bench/test_curate.py -s --timeout=1800
 
 # Faults of every kind against the data plane: at most 15 minutes.
 chaos: setup
