@@ -270,9 +270,9 @@ def _validation(selection: Selection, recipe: RecipeConfig, cost: CostModel, pla
         tokens = tokens + selection.references[rows]
     found = []
     for task, (index, name) in product(sorted(recipe.tasks), enumerate(selection.splits)):
-        sizes = unit_sizes(selection, recipe, cost, task)
+        sizes, alike = unit_sizes(selection, recipe, cost, task), selection.of_task(task)[rows]
         for number, bucket in enumerate(selection.buckets):
-            mine = (split == index) & (selection.bucket[rows] == number) & selection.of_task(task)[rows]
+            mine = (split == index) & (selection.bucket[rows] == number) & alike
             order = np.flatnonzero(mine)[np.argsort(-tokens[mine], kind="stable")]
             for part in np.split(order, range(sizes[number], len(order), sizes[number])):
                 if len(part):

@@ -12,6 +12,7 @@ from PIL import Image
 from model.template import EDIT_PLUS, VAE_AREA
 from model.template import fitted as fitted_picture
 from producer.cost import CostModel
+from producer.entry import compile_entry
 from producer.plan import Plan
 from producer.recipe import RecipeConfig, RecipeError, select
 from producer.reference import NARROWEST, fitted, tokens
@@ -184,6 +185,23 @@ def test_a_recipe_without_a_weight_for_edits_leaves_them_out_and_counts_them() -
     assert {unit.task for unit in plan.step(0)} == {"t2i"}
     assert alone.counts["raw"]["ti2i, which recipe.tasks gives no weight"] == sum(map(bool, edits()))
     assert alone.counts["raw"]["used"] < both.counts["raw"]["used"]
+
+
+def test_a_switch_of_the_tasks_weights_repeats_no_sample_of_an_open_pass() -> None:
+    rows = table(3000, references=edits(3000))
+    settings = [recipe(aspects=("1:1",), tasks={"t2i": 1.0, "ti2i": share}) for share in (0.1, 1.0)]
+    before, after = (select(rows, one) for one in settings)
+    entry = compile_entry(before, settings[0], seed=1, cost=COST)
+    seen = entry.seen(8)
+    handed = {row for step in range(8) for row in entry.deal(step).rows.tolist()}
+    assert set(seen["raw"].tolist()) == handed and len(handed) > 500
+    other = compile_entry(after, settings[1], seed=1, cost=COST, first_step=8, number=1, seen=seen)
+    assert {group.task: int(count) > 0 for group, count in zip(other.groups, other.old, strict=True)} == {
+        "t2i": True,
+        "ti2i": True,
+    }
+    assert (other.passes(12) < 1).all()
+    assert not handed & {row for step in range(8, 12) for row in other.deal(step).rows.tolist()}
 
 
 def test_a_task_without_samples_or_sense_is_refused() -> None:
