@@ -11,7 +11,7 @@ from launch.synthesize import SynthesizeSettings, main, ways
 from producer.synthesize.sample import SynthesisError
 
 ROOT = Path(__file__).parents[3]
-CONFIG = ROOT / "launch" / "configs" / "synthesize.toml"
+CONFIG = ROOT / "launch" / "configs" / "synthesis" / "text.toml"
 SMALL = [
     f'corpus.files=["{ROOT}/launch/configs/text/classics.txt"]',
     'fonts.only=["SimHei.ttf"]',
