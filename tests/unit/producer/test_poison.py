@@ -55,7 +55,7 @@ def poison_picture() -> None:
 
 def poison_text(deadly: Callable[[list[str]], bool]) -> None:
     text = Encoder.text
-    Encoder.text = lambda self, said: die() if deadly(list(said)) else text(self, said)  # type: ignore[assignment]
+    Encoder.text = lambda self, said, *shown: die() if deadly(list(said)) else text(self, said, *shown)  # type: ignore
 
 
 def poison_caption() -> None:
@@ -180,7 +180,7 @@ def test_captions_that_kill_are_left_out_too(
     # Whoever makes it next gives the deadly words to nobody, and the same unit.
     given: list[list[str]] = []
     text = maker._encoder.text
-    maker._encoder.text = lambda said: given.append(list(said)) or text(said)  # type: ignore[method-assign]
+    maker._encoder.text = lambda said, *shown: given.append(list(said)) or text(said, *shown)  # type: ignore
     header, samples = unpack(maker(unit)[0])
     assert [s.key for s in samples] == ([] if together else [k for k in planned if k not in (KEY, BROKEN)])
     assert header.rejected == len(planned) - len(samples)
