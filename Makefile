@@ -17,10 +17,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,smoke]'
 	touch $@
 
-# What tests need beside Python packages: Slurm, to try the batch script on, and shellcheck.
+# What tests need beside Python packages: Slurm, to try the batch script on, shellcheck, and a browser for the pages.
 debian:
-	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v shellcheck; } >/dev/null || { $(SUDO) apt-get update -qq && \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm shellcheck; }
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v shellcheck && command -v chromedriver; } >/dev/null || { \
+		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends slurm-wlm shellcheck chromium chromium-driver; }
 
 smoke: setup
 	$(BIN)/python launch/smoke.py launch/configs/smoke.toml
