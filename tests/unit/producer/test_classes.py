@@ -28,10 +28,10 @@ BASE = RecipeConfig(units=4, samples=4, min_fill=0.05, aspects=("1:1",))
 
 
 @cache
-def tagged(rows: int, splits: tuple[str, ...] = ("raw",)) -> pa.Table:
+def tagged(rows: int, splits: tuple[str, ...] = ("raw",), least: int = 600) -> pa.Table:
     """Photographs with two tags, each value of which has rows, some of them rare."""
     draw = np.random.default_rng(rows)
-    found = table(rows, splits=splits, side=(600, 1400))
+    found = table(rows, splits=splits, side=(least, 1400))
     for name, values, odds in (("script", SCRIPTS, [0.3, 0.1, 0.5, 0.1]), ("domain", DOMAINS, [0.5, 0.3, 0.1, 0.1])):
         drawn = np.asarray(values)[draw.choice(len(values), rows, p=odds)]
         found = found.append_column(f"tag.{name}", pa.array(drawn, pa.string()))
@@ -80,7 +80,7 @@ def test_the_source_is_a_tag_and_nulls_are_not_known() -> None:
     rows = table(30, source=["photos", "posters", "slides"] * 10).append_column("tag.script", pa.nulls(30, pa.string()))
     found = select(rows, RecipeConfig(classes={"source": {"photos": 1.0, "posters": 1.0}}))
     assert found.counts["raw"] == {"used": 20, "source slides, which recipe.classes gives no weight": 10}
-    with pytest.raises(RecipeError, match="script not known, which recipe.classes gives no weight': 30"):
+    with pytest.raises(RecipeError, match=r"script not known, which recipe\.classes gives no weight': 30"):
         select(rows, RecipeConfig(classes={"script": {"english": 1.0}}))
 
 
@@ -145,7 +145,7 @@ def of_group(plan: Plan, rows: pa.Table) -> dict[tuple[str, str, str], set[int]]
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(rows=st.sampled_from([60, 150]), samples=st.integers(1, 9), units=st.integers(1, 6), both=st.booleans())
 def test_every_sample_of_a_class_comes_once_in_each_pass_of_its_group(
     rows: int, samples: int, units: int, both: bool
@@ -181,7 +181,7 @@ def test_streams_splits_and_values_are_within_a_point_in_any_ten_thousand_sample
         "domain": {"nature": 0.55, "design": 0.27, "people": 0.13, "synthetic": 0.05},
     }
     recipe = RecipeConfig(splits=splits, classes=weights, resolutions=(256, 640), min_fill=0.9, units=64, samples=16)
-    plan = Plan("index", tagged(6000, tuple(splits)), recipe, seed=1, cost=COST)
+    plan = Plan("index", tagged(6000, tuple(splits), 300), recipe, seed=1, cost=COST)
     streams = [
         (split, f"domain={domain} script={script}")
         for split, domain, script in product(splits, weights["domain"], weights["script"])
@@ -189,7 +189,7 @@ def test_streams_splits_and_values_are_within_a_point_in_any_ten_thousand_sample
     wanted = np.asarray(
         [a * b * c for a, b, c in product(splits.values(), weights["domain"].values(), weights["script"].values())]
     )
-    steps = 140
+    steps = 150
     handed = np.zeros((steps, len(streams)))
     for step in range(steps):
         for unit in plan.step(step):
@@ -292,7 +292,7 @@ recipes = st.builds(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(first=recipes, switches=st.lists(st.tuples(st.integers(0, 5), recipes), min_size=1, max_size=4))
 def test_no_switch_of_classes_repeats_a_sample_within_a_pass_and_the_journal_gives_the_same_steps_again(
     first: RecipeConfig, switches: list[tuple[int, RecipeConfig]]
