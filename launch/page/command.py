@@ -45,13 +45,9 @@ def _parsed(doc: str | None) -> argparse.Namespace:
     parser.add_argument("index", type=Path, metavar="INDEX", help="the index's folder, curate.index of a config")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings laid over the config's")
     parser.add_argument("--config", type=Path, metavar="CONFIG", help="a TOML file: its source, buckets and recipe")
-    parser.add_argument(
-        "--generation", default="latest", metavar="NAME", help="such as gen-00003; else the latest"
-    )
+    parser.add_argument("--generation", default="latest", metavar="NAME", help="such as gen-00003; else the latest")
     parser.add_argument("--source", metavar="PATH", help="where the pictures are, instead of the config's source")
-    parser.add_argument(
-        "--metrics", type=Path, metavar="FOLDER", help="train.metrics of a run by the config"
-    )
+    parser.add_argument("--metrics", type=Path, metavar="FOLDER", help="train.metrics of a run by the config")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page; else inspect.html beside the index")
     return parser.parse_intermixed_args()
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from consumer.metrics import lines
 from launch.page.rows import Rows
 from launch.settings import Settings
 from producer.cost import CostModel
 from producer.entry import Entry
+from producer.index import schema
 from producer.plan import Plan
 from producer.recipe import T2I, RecipeError
 
@@ -49,15 +50,12 @@ def mixture(rows: Rows, settings: Settings, metrics: Path | None) -> dict[str, A
 def _plan(rows: Rows, settings: Settings) -> Plan:
     """Over the columns that plans are made from: of captions all but their words."""
     words = [f"captions.list.element.{name}" for name in ("split", "tokens", "kept", "reason")]
-    bounded = [f"score.{name}" for name in settings.recipe.thresholds if f"score.{name}" in _names(rows)]
-    columns = ["key", "kept", "height", "width", "cluster", "references", *words, *bounded]
-    table = pq.read_table(rows.folder / "rows.parquet", columns=columns, memory_map=True)
+    known = schema(rows.operators)
+    bounded = [name for name in (f"score.{one}" for one in settings.recipe.thresholds) if name in known.names]
+    leaves = [f"{name}.list.element" if pa.types.is_list(known.field(name).type) else name for name in bounded]
+    table = rows.read(["key", "kept", "height", "width", "cluster", "references", *words, *leaves])
     cost = CostModel.of(settings.model)
     return Plan(rows.said["id"], table, settings.recipe, seed=settings.run.seed, cost=cost)
-
-
-def _names(rows: Rows) -> list[str]:
-    return list(pq.read_schema(rows.folder / "rows.parquet").names)
 
 
 def _stream(split: str, task: str) -> str:

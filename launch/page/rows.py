@@ -47,6 +47,11 @@ class Rows:
                 yield first, pa.table(batch)
                 first += batch.num_rows
 
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """All rows of `columns` at once."""
+        with pq.ParquetFile(self.folder / "rows.parquet", memory_map=True, pre_buffer=False) as file:
+            return file.read(columns=list(columns), use_threads=False)
+
 
 def floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column of numbers, NaN where there is none: float64."""

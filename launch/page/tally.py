@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,9 +62,13 @@ class Tally:
             return {MIN: passed_low}
         return {MAX: passed_high} if failed_low > passed_high else {}
 
-    def marks(self) -> list[float]:
-        """Where lines are drawn among the scores."""
-        return [*self.judge.bounds.values(), *([] if self.judge.mark is None else [self.judge.mark])]
+    def cuts(self) -> list[float]:
+        """Where the axis must part what is kept from what is refused: a bound is itself kept, a mark is not."""
+        low = [self.judge.bounds[MIN]] if MIN in self.judge.bounds else []
+        high = [at for at in (self.judge.bounds.get(MAX), self.judge.mark) if at is not None]
+        if self.whole:
+            return [math.ceil(at) - 0.5 for at in low] + [math.floor(at) + 0.5 for at in high]
+        return low + [math.nextafter(at, math.inf) for at in high]
 
 
 @dataclass(eq=False)
@@ -71,7 +76,7 @@ class Histogram:
     """Counts between edges; what lies beyond the ends counts in the first and the last bin."""
 
     scale: str  # "linear", "log", or "whole": a bin a whole number
-    edges: np.ndarray
+    edges: np.ndarray  # a bin holds what is at its left edge, but for the last one not what is at its right
     counts: np.ndarray
     clipped: bool  # whether scores lie beyond the ends
 
@@ -79,7 +84,7 @@ class Histogram:
     def of(cls, tally: Tally, some: np.ndarray) -> "Histogram":
         """An empty one for the scores of `tally`, `some` of which are at hand to choose its axis by."""
         scale, edges = _axis(tally, some[np.isfinite(some)])
-        clipped = tally.low < edges[0] or tally.high > edges[-1]
+        clipped = bool(tally.low < edges[0] or tally.high > edges[-1])
         return cls(scale, edges, np.zeros(len(edges) - 1, np.int64), clipped)
 
     def add(self, values: np.ndarray) -> None:
@@ -89,21 +94,35 @@ class Histogram:
 
 
 def _axis(tally: Tally, some: np.ndarray) -> tuple[str, np.ndarray]:
+    """How the scores' axis is divided, and its edges. Bounds are edges, so that each bin is kept or refused whole."""
     if tally.low > tally.high:
         return "linear", np.asarray([0.0, 1.0])
-    ends = _ends([tally.low, tally.high, *tally.marks()])
-    if tally.whole and tally.high - tally.low <= _BINS and ends[1] - ends[0] <= 2 * _BINS:
-        return "whole", np.arange(math.floor(ends[0]) - 0.5, math.ceil(ends[1]) + 1)
-    if ends[0] == ends[1]:
-        wide = abs(ends[0]) / 10 or 1.0
-        return "linear", np.asarray([ends[0] - wide, ends[0] + wide])
-    first, last = np.quantile(some, [_TAIL, 1 - _TAIL]) if len(some) else ends
-    if ends[0] > 0 and ends[1] / ends[0] > _LOG_SPAN and last / first > _LOG_MIDDLE:
-        return "log", np.geomspace(*ends, _BINS + 1)
-    if 0 < last - first < (ends[1] - ends[0]) / _FAR:
-        beside = (last - first) / 4
-        ends = _ends([max(ends[0], first - beside), min(ends[1], last + beside), *tally.marks()])
-    return "linear", np.linspace(*ends, _BINS + 1)
+    beside = 0.5 if tally.whole else 0.0
+    cuts = tally.cuts()
+    low, high = _ends([tally.low - beside, tally.high + beside, *cuts])
+    if tally.whole and high - low <= _BINS:
+        return "whole", np.arange(low, high + 0.5)
+    if low == high:
+        wide = abs(low) / 10 or 1.0
+        return "linear", np.asarray([low - wide, low + wide])
+    first, last = np.quantile(some, [_TAIL, 1 - _TAIL], method="nearest") if len(some) else (low, high)
+    if tally.low >= 0 and 0 < first * _LOG_MIDDLE < last and high / (least := some[some > 0].min()) > _LOG_SPAN:
+        low = float(min([least, *(cut for cut in cuts if cut > 0)]))
+        return "log", np.exp(_divided(np.log(low), np.log(high), np.log([cut for cut in cuts if cut > low])))
+    if 0 < last - first < (high - low) / _FAR:
+        more = (last - first) / 4
+        low, high = _ends([max(low, first - more), min(high, last + more), *cuts])
+    return "linear", _divided(low, high, np.asarray(cuts))
+
+
+def _divided(low: float, high: float, cuts: np.ndarray) -> np.ndarray:
+    """Edges of about _BINS equal bins from `low` to `high`, with every cut among them."""
+    corners = np.unique([low, *cuts, high])
+    parts = [
+        np.linspace(left, right, max(1, round(_BINS * (right - left) / (high - low))), endpoint=False)
+        for left, right in pairwise(corners)
+    ]
+    return np.append(np.concatenate(parts), high)
 
 
 def _ends(numbers: Sequence[float]) -> tuple[float, float]:

@@ -15,7 +15,8 @@ function axis(judge) {
 
 // `update(bounds)` draws the line of what is kept anew.
 function histogram(judge, description) {
-  const { at } = axis(judge);
+  const scale = axis(judge);
+  const { at } = scale;
   const most = Math.max(1, ...judge.counts);
   const bars = (name) =>
     drawn("g", { class: name }, judge.counts.map((count, bin) => bar(judge, at, bin, count, most)));
@@ -33,27 +34,27 @@ function histogram(judge, description) {
     lines,
   );
   const update = (bounds) => {
-    const [low, high] = shownBounds(judge, bounds).map((bound) => bound * 1000);
+    const [low, high] = parting(judge, bounds).map((score) => place(judge, scale, score) * 1000);
     inside.setAttribute("x", low);
     inside.setAttribute("width", Math.max(0, high - low));
     lines.replaceChildren(...[low, high].filter((x) => x > 0 && x < 1000).map((x) => line(x)));
   };
   return { node: el("div", { class: "chart" }, node, ticks(judge, at)), update };
 
-  function shownBounds(one, bounds) {
-    const low = bounds.min > -Infinity ? bounds.min : one.implied.min ?? -Infinity;
-    let high = bounds.max < Infinity ? bounds.max : one.implied.max ?? Infinity;
-    let from = low;
-    // Of judges that compare samples, what lies beyond their mark stays.
-    if (one.mark !== null && bounds.min === -Infinity) from = one.mark;
-    if (one.scale === "whole") {
-      // A bin is a whole number, drawn half of one to either side.
-      if (one.mark !== null && from === one.mark) from += 0.5;
-      else if (Number.isFinite(from)) from = Math.ceil(from) - 0.5;
-      if (Number.isFinite(high)) high = Math.floor(high) + 0.5;
-    }
-    return [Number.isFinite(from) ? at(from) : 0, Number.isFinite(high) ? at(high) : 1];
-  }
+}
+
+// From where to where scores are kept. Whole numbers part halfway to the next; what lies on a mark is refused.
+function parting(judge, bounds) {
+  let low = bounds.min > -Infinity ? bounds.min : judge.implied.min ?? -Infinity;
+  let high = bounds.max < Infinity ? bounds.max : judge.implied.max ?? Infinity;
+  if (judge.whole) [low, high] = [Math.ceil(low) - 0.5, Math.floor(high) + 0.5];
+  if (judge.mark !== null && bounds.min === -Infinity) low = judge.whole ? judge.mark + 0.5 : judge.mark;
+  return [low, high];
+}
+
+function place(judge, scale, score) {
+  if (!Number.isFinite(score)) return score < 0 ? 0 : 1;
+  return judge.scale === "log" && score <= 0 ? 0 : scale.at(score);
 }
 
 function bar(judge, at, bin, count, most) {

@@ -9,8 +9,9 @@ function funnel() {
   rows.push(step({ name: "in", left: N, class: "ends" }, most));
   for (const [number, judge] of JUDGES.entries()) {
     if (judge.kind === "tag") continue;
-    if (judge.stage !== stage) rows.push(el("tr", { class: "stage" }, el("th", { colspan: 4, scope: "rowgroup" }, stageName(judge.stage))));
-    stage = judge.stage;
+    const name = stageName(judge);
+    if (name !== stage) rows.push(el("tr", { class: "stage" }, el("th", { colspan: 4, scope: "rowgroup" }, name)));
+    stage = name;
     left -= judge.dropped;
     const row = step({ name: judge.name, dropped: judge.dropped, left, off: judge.off, example: judge.example }, most);
     rows.push(row);
@@ -33,8 +34,9 @@ function funnel() {
   return { node: table, update: (found) => update.forEach((one) => moved(one, found)) };
 }
 
-function stageName(stage) {
-  return stage ? `Stage S${stage}` : "Other operators";
+function stageName({ stage, kind }) {
+  const name = stage ? `Stage S${stage}` : "Other operators";
+  return kind === "whole" ? `${name}, over the whole set` : name;
 }
 
 function step({ name, dropped, left, off, example, class: kind }, most) {
@@ -47,7 +49,7 @@ function step({ name, dropped, left, off, example, class: kind }, most) {
     { class: `${kind || ""}${off ? " is-off" : ""}`, "data-name": name },
     el("th", { scope: "row" }, name),
     el("td", { class: "wide" }, bar, said),
-    el("td", { class: "number lost" }, dropped === undefined ? "" : off ? "off" : dropped ? `−${whole(dropped)}` : "0", el("span", { class: "would" })),
+    el("td", { class: dropped ? "number lost" : "number none" }, dropped === undefined ? "" : off ? "off" : dropped ? `−${whole(dropped)}` : "0", el("span", { class: "would" })),
     el("td", { class: "number" }, whole(left)),
   );
 }

@@ -77,7 +77,8 @@ function control(judge, bound, bounds, changed) {
   });
   const update = () => {
     const score = bounds[bound];
-    const at = Number.isFinite(score) ? Math.round(scale.at(score) * STEPS) : bound === "min" ? 0 : STEPS;
+    const half = judge.whole ? (bound === "min" ? -0.5 : 0.5) : 0;
+    const at = Math.round(place(judge, scale, score + half) * STEPS);
     if (Number(slider.value) !== at && document.activeElement !== slider) slider.value = at;
     slider.setAttribute("aria-valuetext", Number.isFinite(score) ? short(score) : "no bound");
     field.value = Number.isFinite(score) ? String(score) : "";
@@ -92,7 +93,7 @@ function control(judge, bound, bounds, changed) {
 // The score at a place of the axis, with no more digits than a step of the slider tells apart.
 function rounded(judge, scale, at, bound) {
   const score = scale.score(at);
-  if (judge.whole || judge.whole_bounds.includes(bound)) return Math.round(score);
+  if (judge.whole || judge.whole_bounds.includes(bound)) return bound === "min" ? Math.ceil(score) : Math.floor(score);
   const step = Math.abs(scale.score(Math.min(1, at + 1 / STEPS)) - scale.score(Math.max(0, at - 1 / STEPS))) / 2;
   return Number(score.toFixed(Math.min(12, Math.max(0, Math.ceil(-Math.log10(step))))));
 }
@@ -128,12 +129,14 @@ function closest(judge, bound, at) {
 }
 
 function strip(judge, line) {
-  const kept = line.bound === "min" ? "above" : "below";
+  const mark = line.at !== null && line.at === judge.mark && !line.moved;
+  const kept = line.bound === "min" || mark ? "above" : "below";
   const names = {
     below: line.at === null ? "the lowest scores" : `just below ${short(line.at)}`,
     above: line.at === null ? "the highest scores" : `just above ${short(line.at)}`,
   };
-  if (line.at !== null) names[kept] = line.bound === "min" ? `from ${short(line.at)} on` : `up to ${short(line.at)}`;
+  if (line.bound === "min") names.above = `from ${short(line.at)} on`;
+  if (line.bound === "max") names.below = `up to ${short(line.at)}`;
   return el(
     "div",
     { class: "strip" },
@@ -142,7 +145,7 @@ function strip(judge, line) {
       return el(
         "figure",
         { class: `${side} ${state}` },
-        el("figcaption", {}, names[side], state ? el("b", { class: state }, state === "kept" ? "kept" : "refused") : null, line.moved ? el("small", {}, "of this page's samples") : null),
+        el("figcaption", {}, names[side], state ? el("b", { class: state }, state === "kept" ? "kept" : mark ? "alike" : "refused") : null, line.moved ? el("small", {}, "of this page's samples") : null),
         line[side].length ? items(judge, line[side]) : el("p", { class: "meta" }, "no sample"),
       );
     }),
