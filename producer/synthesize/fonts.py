@@ -1,8 +1,8 @@
 """The fonts of a folder, and which texts each of them really draws.
 
-Glyphs are set one a character, by FreeType alone: Pillow's shaper looks for a library of the machine's, and where there is
-none the same text would come out otherwise. So text that needs shaping (joined or reordered letters, right to left, marks
-that stand on others) is found by HarfBuzz, and counts as text that the font does not draw.
+Glyphs are set one a character, by FreeType alone: Pillow's shaper looks for a library of the machine's, and where there
+is none the same text would come out otherwise. So text that needs shaping (joined or reordered letters, right to left,
+marks that stand on others) is found by HarfBuzz, and counts as text that the font does not draw.
 """
 
 import fnmatch
