@@ -17,6 +17,7 @@ from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
 from producer.operator.judgement import (
+    FINE,
     SIDE,
     CaptionOperator,
     Operator,
@@ -89,6 +90,11 @@ class Stage:
         """Every operator that may drop a sample, the switched off ones too, in the order in which they are asked."""
         return [name for name, kind in self.kinds.items() if kind != "tag"]
 
+    @property
+    def fine(self) -> bool:
+        """Whether an operator looks for small things, at FINE pixels."""
+        return any(getattr(one, "fine", False) for one in (*self.single, *self.captions, *self.tags))
+
 
 def build_stage(config: OperatorsConfig) -> Stage:
     """The operators that `config` asks for; one that needs a model is off without it."""
@@ -160,6 +166,7 @@ def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     judges: list[Any] = [*stage.single, *stage.captions, *stage.tags]
     said: dict[str, Any] = {one.name: one.version for one in judges}
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
+    said |= {"fine": FINE} if stage.fine else {}
     contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
     said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
     if config.nsfw.model is not None:
