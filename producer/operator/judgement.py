@@ -87,7 +87,7 @@ class Sample:
 
 
 class Operator(Protocol):
-    """A judge of single samples. One that has `fine = True` gets pictures with their `fine` view, and so does a Tagger."""
+    """A judge of single samples. One with `fine = True`, or a Tagger with it, gets pictures with their `fine` view."""
 
     name: str
     version: int  # another one when the score's definition changes: everything is scored again

@@ -24,8 +24,8 @@ _NARROWEST = 16  # pixels: the detector's grid is 32, and a narrower picture is 
 _LINES = 64
 _SURE = 0.5  # of the recogniser's probability, rapidocr's own bound: below it are grass and gravel
 _SHORT, _SURE_SHORT = 4, 0.93  # and of so few characters: wheels are read as 0000, a roof as 鑫 with up to 0.92
-# What the recogniser has no letters for, such as Hangul, Cyrillic and Arabic, it leaves empty. The detector's probability
-# from which that is text all the same: 0.74 and more for such lines, up to 0.53 for galaxies and coins.
+# What the recogniser has no letters for, such as Hangul, Cyrillic and Arabic, it leaves empty. The detector's
+# probability from which that is text all the same: 0.74 and more for such lines, up to 0.53 for galaxies and coins.
 _SURE_FOREIGN = 0.65
 _MEMO = "lines"
 
@@ -67,8 +67,8 @@ def read_samples(samples: Sequence[Sample]) -> list[list[Line] | None]:
 def read(image: np.ndarray) -> list[Line]:
     """The lines in `image`, RGB uint8 [y, x, 3], from top to bottom; none where none were read surely.
 
-    Seen reduced to FINE. The same bits for the same picture on one kind of machine: one thread, a line at a time. Raises
-    ReadingError.
+    Seen reduced to FINE. The same bits for the same picture on one kind of machine: one thread, a line at a time.
+    Raises ReadingError.
     """
     if min(image.shape[:2]) < _NARROWEST:
         return []

@@ -12,8 +12,7 @@ from producer.operator.reading import Line, read_samples, reader_identity, requi
 
 _WORD = re.compile(r"[^\W\d_]+")
 _KANA = {"Hira", "Kana"}
-# Of the characters of a text with Chinese characters, those that are kana where it is Japanese: half in prose, a fifth in
-# headlines.
+# Share of kana among kana and Chinese characters from which a text is Japanese: prose has half, headlines a fifth.
 _JAPANESE = 0.1
 _ORDER = ("chinese", "english", "other")
 
@@ -31,13 +30,13 @@ class ScriptConfig(OptIn, frozen=True, strict=True, extra="forbid"):
 
 
 class Script:
-    """Tag: "english", "chinese" or "other", whichever has the largest share of what was read, or "none" without text; ""
-    without a picture.
+    """Tag: "english", "chinese" or "other", whichever has the largest share of what was read, or "none" without text;
+    "" without a picture.
 
-    By Unicode script, since names of languages fail on short texts: a word of Latin letters counts one for English, a
-    Chinese character one for Chinese, a word of any other script one for other; with a tenth of kana, Chinese characters
-    count for other as well. Ties go to Chinese, then to English. Digits and punctuation count for nothing; text of
-    nothing else is other, and so are lines that the recogniser has no letters for.
+    By Unicode script, since telling languages apart fails on short texts: a word of Latin letters counts one for
+    English, a Chinese character one for Chinese, a word of any other script one for other; with a tenth of kana,
+    Chinese characters count for other as well. Ties go to Chinese, then to English. Digits and punctuation count for nothing;
+    text of nothing else is other, and a line that the recogniser has no letters for counts as one word of other.
     """
 
     name = "script"

@@ -19,7 +19,7 @@ _SHAPES = tuple(bucket(1024, aspect) for aspect in ASPECTS)
 
 class SmallCharacterConfig(OptIn, frozen=True, strict=True, extra="forbid"):
     stage: ClassVar[int] = 4
-    # The VAE's stride is 8 pixels: of smaller letters several share one cell of the latent. Latin bitmap fonts end at 7.
+    # The VAE's stride is 8 pixels: of smaller letters several share one cell of the latent.
     min: float = Field(default=8.0, ge=0)  # pixels an em, in the training bucket
     resolution: int = Field(default=256, ge=16)  # pixels squared of that bucket: stage S4 trains at 256p
 
@@ -32,10 +32,10 @@ class SmallCharacterConfig(OptIn, frozen=True, strict=True, extra="forbid"):
 
 
 class SmallCharacter:
-    """Score: the em that 10 % of the characters are smaller than, as a share of the square root of the area that is left
-    of the picture when it is cut to the nearest of the report's nine aspect ratios; 0 to 1, none without text. Times the
-    resolution it is pixels after the resize to the training bucket, whatever the resolution. Higher means larger. Kept
-    where that is `min` or more. Read at FINE pixels of the longest side at most.
+    """Score: the em that 10 % of the characters are smaller than, as a share of the square root of the area that is
+    left of the picture when it is cut to the nearest of the report's nine aspect ratios; 0 to 1, none without text.
+    Times the resolution it is pixels after the resize to the training bucket, whatever the resolution. Higher means
+    larger. Kept where that is `min` or more. Read at FINE pixels of the longest side at most.
 
     Characters are counted by the room for them: in a line as many as it is longer than high.
     """

@@ -21,9 +21,9 @@ class TextConfig(OptIn, frozen=True, strict=True, extra="forbid"):
 
 
 class Text:
-    """Tag: the lines that were read, from top to bottom, as a JSON list of {"text", "box", "score"}; `box` is left, top,
-    right and bottom as shares of the picture's width and height, `score` the recogniser's mean probability. "" without
-    any. Lines in scripts that the recogniser does not know are not among them.
+    """Tag: the lines that were read, from top to bottom, as a JSON list of {"text", "box", "score"}; `box` is left,
+    top, right and bottom as shares of the picture's width and height, `score` the recogniser's mean probability. ""
+    without any. Lines in scripts that the recogniser does not know are not among them.
     """
 
     name = "text"
