@@ -94,7 +94,7 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, SourceError, ModelError, TokenizerError, LockError or ClusterError.
     """
     stage = build_stage(operators)
     measured_by = tokenizer_fingerprint(tokenizer)
