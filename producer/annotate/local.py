@@ -79,7 +79,7 @@ class Local:
         return said
 
     def _inputs(self, talks: Sequence[Talk]) -> dict[str, Any]:
-        """What the model takes, as Qwen2.5-VL's processor makes it: a picture's token repeated for each of its patches."""
+        """What the model takes, as Qwen2.5-VL's processor makes it: a picture's token once for each of its patches."""
         import torch
 
         pictures = [talk.picture for talk in talks if talk.picture is not None]

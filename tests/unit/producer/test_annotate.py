@@ -142,11 +142,9 @@ def test_a_caption_is_kept_where_only_its_fusion_fails(photos: Path) -> None:
 
 
 def test_a_silent_server_ends_the_run_after_so_many_samples(photos: Path) -> None:
-    with serving(lambda _: Reply(b"busy", 503)) as chat:
-        with pytest.raises(
-            AnnotateError, match=r"annotate\.give_up: \d samples in a row got no answer.*HTTP 503: busy"
-        ):
-            run(photos, chat, give_up=3)
+    said = r"annotate\.give_up: \d samples in a row got no answer.*HTTP 503: busy"
+    with serving(lambda _: Reply(b"busy", 503)) as chat, pytest.raises(AnnotateError, match=said):
+        run(photos, chat, give_up=3)
     assert len(chat.requests) < 2 * WHOLE
 
 
@@ -225,7 +223,7 @@ def test_a_source_that_changed_is_not_captioned_as_if_it_had_not(photos: Path) -
 
 def test_wrong_settings_are_named_before_anybody_is_asked(photos: Path) -> None:
     source, index = SourceConfig(path=photos / "raw"), photos / "index"
-    with pytest.raises(AnnotateError, match="nobody to ask: set annotate.server.url"):
+    with pytest.raises(AnnotateError, match=r"nobody to ask: set annotate\.server\.url"):
         annotate(source, AnnotateConfig(), index)
     with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere holds no readable config\.json"):
         annotate(source, AnnotateConfig.model_validate({"local": {"model": photos / "nowhere"}}), index)

@@ -1,5 +1,6 @@
 """transformers' Qwen2.5-VL, tiny and random: what it is shown, and that its garbage is a counted failure."""
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_the_model_sees_pictures_and_words_as_its_own_generation_does(captioner:
     assert together == [*local.ask(talks[:1]), *local.ask(talks[1:2]), *local.ask(talks[2:])]
     assert all(isinstance(said, Said) and said.text and said.answer_tokens <= 16 for said in together)
     lengths = [said.prompt_tokens for said in together if isinstance(said, Said)]
-    assert [after - before for before, after in zip(lengths, lengths[1:], strict=False)] == [3, 3]
+    assert [after - before for before, after in itertools.pairwise(lengths)] == [3, 3]
     assert local.ask([Talk(("Write.",))]) == local.ask([Talk(("Write.",))])
 
 

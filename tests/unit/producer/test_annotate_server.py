@@ -1,4 +1,4 @@
-"""A real server on the loopback that answers well, late, in halves, with errors and with lies; and what is made of it."""
+"""A real server on the loopback that answers well, late, in halves, with errors and lies; and what is made of it."""
 
 import base64
 import io
@@ -144,9 +144,10 @@ def test_what_no_question_would_change_ends_the_run_and_never_shows_the_key(
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
     with serving(good) as other:
         reply = Reply(body, status, {"Location": f"{other.url}/chat/completions"})
-        with asking(after(reply), key="CAPTION_KEY") as (chat, server):
-            with pytest.raises(AnnotateError, match=rf"annotate\.{setting}: ") as caught:
-                server.ask([Talk(("?",))])
+        said = rf"annotate\.{setting}: "
+        asked = asking(after(reply), key="CAPTION_KEY")
+        with asked as (chat, server), pytest.raises(AnnotateError, match=said) as caught:
+            server.ask([Talk(("?",))])
         assert not other.requests
     assert len(chat.requests) == 1
     assert KEY not in str(caught.value) and KEY not in caplog.text
