@@ -197,7 +197,7 @@ class Coordinator:
         """A trainer is through: nothing is kept or made for it any longer."""
         self._sweep(now)
         self._known(said, now)
-        self.demand.leave(said.trainer)
+        self.demand.leave(said.trainer, self.switches.others(said.trainer))
         self.switches.gone(said.trainer)
         self._prune()
         return Answer(True)
@@ -307,8 +307,11 @@ class Coordinator:
         return True
 
     def _starting(self, now: float) -> bool:
-        """Whether those who knew an earlier coordinator may not have spoken yet."""
-        return not self.demand.trainers and now - self._start < self.limits.lease_s
+        """Whether those who knew an earlier coordinator may not have spoken yet.
+
+        A trainer that has come and gone has spoken: what it left in hand is not wanted by anybody.
+        """
+        return not self.demand.heard and now - self._start < self.limits.lease_s
 
     def _may(self, worker: str, unit: UnitId, now: float) -> bool:
         """Whether `worker` may try `unit`: others go first after it failed, or lost it and there are others."""

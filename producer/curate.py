@@ -24,7 +24,7 @@ from producer.api.bucket import Bucket, bucket, nearest
 from producer.index import write_generation
 from producer.lock import exclusive
 from producer.operator.broken import Broken
-from producer.operator.stage import OperatorsConfig, build_stage, describe
+from producer.operator.stage import OperatorsConfig, absolute, build_stage, describe
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Shard
@@ -133,15 +133,8 @@ def curate(
 
 def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig) -> Job:
     """With absolute paths: tasks run in folders of Ray's choice."""
-    nsfw = operators.nsfw
-    if nsfw.model is not None:
-        nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
-    return Job(
-        source=source.absolute(),
-        operators=operators.model_copy(update={"nsfw": nsfw}),
-        scores=config.scores.absolute() / "scores",
-        batch=config.batch,
-    )
+    scores = config.scores.absolute() / "scores"
+    return Job(source=source.absolute(), operators=absolute(operators), scores=scores, batch=config.batch)
 
 
 def _scores(

@@ -43,6 +43,7 @@ class Demand:
         self.kept = [UnitId("empty", 0, 0), *(UnitId("validation", 0, u) for u in range(offer.validation_units))]
         self._kept_cursor = 0
         self._nobody = Trainer(incarnation=-1, step=0, acked=-1, seen=0.0)
+        self.heard = False  # a trainer has spoken
         self._over = False  # the last trainer has said goodbye
 
     def begin(self, step: int) -> None:
@@ -64,6 +65,7 @@ class Demand:
 
     def place(self, name: str, incarnation: int, step: int, now: float) -> None:
         """A trainer is at `step`, wherever it was before."""
+        self.heard = True
         self.trainers[name] = Trainer(incarnation, step, step - 1, now, step * self.offer.units)
 
     def ask(self, unit: UnitId, now: float) -> None:
@@ -122,10 +124,13 @@ class Demand:
         """Whether it is worth keeping: wanted, or of a step that a trainer may go back to."""
         return self.wanted(unit) or any(unit.step > trainer.acked for trainer in self._readers())
 
-    def leave(self, name: str) -> None:
-        """A trainer will not come back: without another one, nothing more is wanted."""
-        if self.trainers.pop(name, None):
-            self._over = not self.trainers
+    def leave(self, name: str, others: bool) -> None:
+        """A trainer will not come back: without another one, nothing more is wanted.
+
+        `others` may have known an earlier coordinator: one that left unknown to this one says nothing of them.
+        """
+        if self.trainers.pop(name, None) or not others:
+            self.heard, self._over = True, not self.trainers
 
     def candidates(
         self, busy: Callable[[UnitId], bool], free: Callable[[UnitId], bool], until: int | None = None

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,17 @@ import pyarrow.parquet as pq
 from producer.digest import hash_file
 from producer.lock import exclusive
 
-VERSION = 2
+VERSION = 3
 
-CAPTION = pa.struct([("split", pa.string()), ("text", pa.string()), ("tokens", pa.int32())])
+CAPTION = pa.struct(
+    [
+        ("split", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),  # of the caption alone, without template or special tokens
+        ("kept", pa.bool_()),  # whether it may be trained on
+        ("reason", pa.string()),  # why not, the operator's name first; "" if it may
+    ]
+)
 REFERENCE = pa.struct(
     [
         ("member", pa.string()),  # the picture's name inside the sample's shard
@@ -49,7 +57,7 @@ _FACTS = [
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the image's bytes
     ("phash", pa.uint64()),  # perceptual hash; 0 if unreadable
-    ("captions", pa.list_(CAPTION)),  # tokens: of the caption alone, without template or special tokens
+    ("captions", pa.list_(CAPTION)),  # by split
     ("references", pa.list_(REFERENCE)),  # pictures that an edit starts from; none for text to image
     ("cluster", pa.string()),  # key of the duplicate cluster's representative; its own when alone
 ]
@@ -67,11 +75,21 @@ class IndexFormatError(ValueError):
     """An index, or one generation of it, is missing, damaged or of another version."""
 
 
-def schema(operators: Sequence[str]) -> pa.Schema:
-    """The columns of a generation judged by `operators`; score and verdict are null where not judged."""
+def schema(operators: Mapping[str, Any] | Sequence[str]) -> pa.Schema:
+    """The columns of a generation judged by `operators`; score and verdict are null where not judged.
+
+    What is said of an operator under "of" decides its columns: "captions" has a score for each caption of a row, "tag"
+    has one string, tag.NAME, and neither score nor verdict. Anything else has one score.
+    """
+    said = operators if isinstance(operators, Mapping) else {name: {} for name in operators}
     judged: list[tuple[str, pa.DataType]] = []
-    for name in operators:
-        judged += [(f"score.{name}", pa.float64()), (f"verdict.{name}", pa.bool_()), (f"reason.{name}", pa.string())]
+    for name, about in said.items():
+        kind = about.get("of") if isinstance(about, Mapping) else None
+        if kind == "tag":
+            judged.append((f"tag.{name}", pa.string()))
+            continue
+        score = pa.list_(pa.float64()) if kind == "captions" else pa.float64()
+        judged += [(f"score.{name}", score), (f"verdict.{name}", pa.bool_()), (f"reason.{name}", pa.string())]
     return pa.schema([*_FACTS, *judged, *_DECISION])
 
 
@@ -93,7 +111,7 @@ class Index:
             raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
         said = _verified(folder)
         table = pq.read_table(folder / "rows.parquet", memory_map=True)
-        expected = schema(list(said["operators"]))
+        expected = schema(said["operators"])
         if not table.schema.equals(expected) or table.num_rows != said["rows"]:
             raise IndexFormatError(
                 f"{folder}: {table.num_rows} rows of {table.schema.names}, "
@@ -108,7 +126,7 @@ def write_generation(path: Path, table: pa.Table, *, tokenizer: str, operators: 
     `tokenizer` is the fingerprint behind the token lengths; `operators` says of each operator what made its verdicts
     (JSON values). Where the latest generation already is this one, nothing is written.
     """
-    expected = schema(list(operators))
+    expected = schema(operators)
     if not table.schema.equals(expected):
         raise IndexFormatError(f"{path}: columns {table.schema.names} differ from {expected.names}")
     _check_keys(path, table["key"])

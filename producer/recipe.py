@@ -141,16 +141,16 @@ def select(
         for task in (T2I, TI2I):
             if task not in recipe.tasks:
                 outcome.require((references > 0) == (task == T2I), f"{task}, which recipe.tasks gives no weight")
-    for name, threshold in recipe.thresholds.items():
-        _bound(table, name, threshold, outcome)
+    bounded = {name: _score(table, name) for name in recipe.thresholds}
+    of_captions = {name: score for name, score in bounded.items() if pa.types.is_list(score.type)}
+    for name in (name for name in bounded if name not in of_captions):
+        _bound(_floats(bounded[name]), name, recipe.thresholds[name], outcome)
     buckets = tuple(dict.fromkeys(b for size in recipe.resolutions for b in recipe.buckets(size)))
     place = _place(_numbers(table["height"]), _numbers(table["width"]), buckets, recipe)
     outcome.require(place >= 0, "too small for every bucket")
-    tokens = np.stack([_caption_tokens(table["captions"], split) for split in recipe.splits])
-    outcomes = [outcome.copy() for _ in recipe.splits]
-    for mine, length in zip(outcomes, tokens, strict=True):
-        mine.require(length >= 0, "no such caption")
-        mine.require(length <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
+    words = [_Captions.of(table["captions"], split) for split in recipe.splits]
+    tokens = np.stack([mine.tokens for mine in words])
+    outcomes = [_speak(outcome.copy(), mine, of_captions, recipe) for mine in words]
     usable = np.stack([mine.passed for mine in outcomes])
     held_out, validation, below = _hold_out(table["cluster"], np.logical_or.reduce(usable), recipe, bound, also)
     for mine in outcomes:
@@ -166,6 +166,21 @@ def select(
         if not (selection.of_task(task) & trained).any():
             raise RecipeError(f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {counts}")
     return selection
+
+
+def _speak(
+    outcome: "_Outcomes", captions: "_Captions", scores: dict[str, pa.ChunkedArray], recipe: RecipeConfig
+) -> "_Outcomes":
+    """`outcome` of a split, after what its captions and their `scores` by operator say."""
+    outcome.require(captions.tokens >= 0, "no such caption")
+    outcome.require(captions.kept, "caption not kept by curation")
+    outcome.require(captions.tokens <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
+    for name, all_scores in scores.items():
+        score = captions.take(all_scores)
+        # An operator that judges none of a split, as those of raw captions do of others, does not bound it.
+        if not np.isnan(score).all():
+            _bound(score, name, recipe.thresholds[name], outcome)
+    return outcome
 
 
 class _Outcomes:
@@ -190,7 +205,8 @@ class _Outcomes:
         return {"used": int(np.count_nonzero(self.passed)), **self.counts}
 
 
-def _bound(table: pa.Table, name: str, threshold: Threshold, outcome: _Outcomes) -> None:
+def _score(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The scores that recipe.thresholds bounds by `name`."""
     if f"score.{name}" not in table.column_names:
         known = [column.removeprefix("score.") for column in table.column_names if column.startswith("score.")]
         near = difflib.get_close_matches(name, known, 1)
@@ -198,7 +214,10 @@ def _bound(table: pa.Table, name: str, threshold: Threshold, outcome: _Outcomes)
             f"recipe.thresholds.{name}: no such operator in the index; "
             + (f"did you mean {near[0]}?" if near else f"it has {known}")
         )
-    score = np.asarray(pc.fill_null(table[f"score.{name}"], np.nan), np.float64)
+    return table[f"score.{name}"]
+
+
+def _bound(score: np.ndarray, name: str, threshold: Threshold, outcome: _Outcomes) -> None:
     outcome.require(~np.isnan(score), f"{name} not judged")
     if threshold.min is not None:
         outcome.require(score >= threshold.min, f"{name} below {threshold.min:g}")
@@ -229,18 +248,34 @@ def _nearest(height: np.ndarray, width: np.ndarray, buckets: list[Bucket]) -> np
     return np.searchsorted(np.asarray(bounds), aspect * aspect)
 
 
-def _caption_tokens(captions: pa.ChunkedArray, split: str) -> np.ndarray:
-    """Tokens of each row's first caption of `split`, -1 where it has none: int32."""
-    tokens = np.full(len(captions), -1, np.int32)
-    start = 0
-    for chunk in captions.chunks:
-        parent = np.asarray(pc.list_parent_indices(chunk))
-        flat = pc.list_flatten(chunk)
-        at = np.flatnonzero(_flags(pc.equal(flat.field("split"), split)))
-        rows, first = np.unique(parent[at], return_index=True)
-        tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
-        start += len(chunk)
-    return tokens
+@dataclass(frozen=True, eq=False)
+class _Captions:
+    """Each row's first caption of a split."""
+
+    tokens: np.ndarray  # int32, -1 where it has none
+    kept: np.ndarray  # bool: curation keeps it
+    place: np.ndarray  # int64: its number among all captions of all rows, -1 where there is none
+
+    @classmethod
+    def of(cls, captions: pa.ChunkedArray, split: str) -> "_Captions":
+        tokens, kept = np.full(len(captions), -1, np.int32), np.zeros(len(captions), bool)
+        place = np.full(len(captions), -1, np.int64)
+        start = before = 0
+        for chunk in captions.chunks:
+            parent = np.asarray(pc.list_parent_indices(chunk))
+            flat = pc.list_flatten(chunk)
+            at = np.flatnonzero(_flags(pc.equal(flat.field("split"), split)))
+            rows, first = np.unique(parent[at], return_index=True)
+            tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
+            kept[start + rows] = _flags(flat.field("kept"))[at[first]]
+            place[start + rows] = before + at[first]
+            start, before = start + len(chunk), before + len(flat)
+        return cls(tokens, kept, place)
+
+    def take(self, scores: pa.ChunkedArray) -> np.ndarray:
+        """Of `scores`, a list a row with one for each caption: this caption's, NaN where there is none: float64."""
+        flat = _floats(pc.list_flatten(scores))
+        return np.where(self.place >= 0, np.append(flat, np.nan)[self.place], np.nan)
 
 
 def _references(references: pa.ChunkedArray, area: int) -> np.ndarray | None:
@@ -285,6 +320,10 @@ def _hold_out(
 
 def _flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(pc.fill_null(column, False), bool)
+
+
+def _floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(column, np.nan), np.float64)
 
 
 def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -30,7 +30,7 @@ from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Place, RawSample, Reader, Shard, SourceError, UnreadableError
 
 # Counts up with every change of what a score file holds.
-_VERSION = 2
+_VERSION = 3
 
 _CAPTION = pa.struct([("split", pa.string()), ("text", pa.string())])
 _FACTS = [
@@ -113,24 +113,37 @@ def write_scores(table: pa.Table, path: Path) -> None:
 
 
 def _score(reader: Reader, shard: Shard, stage: Stage, batch: int) -> pa.Table:
-    judged = [(f"{kind}.{one.name}", type) for one in stage.single for kind, type in _JUDGED]
     rows: list[dict[str, Any]] = []
     found = reader.samples(shard)
     while raw := list(islice(found, batch)):
-        rows += _score_batch(reader, raw, stage)
-    return pa.Table.from_pylist(rows, schema=pa.schema([*_FACTS, *judged]))
+        rows += score_batch(reader, raw, stage)
+    return pa.Table.from_pylist(rows, schema=score_schema(stage))
 
 
-_JUDGED = (("score", pa.float64()), ("note", pa.string()))
+def score_schema(stage: Stage) -> pa.Schema:
+    """The columns of a score file: facts, and what each operator that works in parallel said of samples or captions."""
+    columns: list[tuple[str, pa.DataType]] = list(_FACTS)
+    for one in stage.single:
+        columns += [(f"score.{one.name}", pa.float64()), (f"note.{one.name}", pa.string())]
+    for judge in stage.captions:
+        columns += [(f"score.{judge.name}", pa.list_(pa.float64())), (f"note.{judge.name}", pa.list_(pa.string()))]
+    return pa.schema([*columns, *((f"tag.{tagger.name}", pa.string()) for tagger in stage.tags)])
 
 
-def _score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
+def score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
+    """The rows of a score file for `raw`, which operators see as one batch."""
     rows, samples = zip(*(look(reader, one, stage) for one in raw), strict=True)
-    scores = [one.score(samples) for one in stage.single]
-    for position, row in enumerate(rows):
-        for one, judged in zip(stage.single, scores, strict=True):
-            row[f"score.{one.name}"], row[f"note.{one.name}"] = judged[position]
-        yield row
+    for one in stage.single:
+        for row, score in zip(rows, one.score(samples), strict=True):
+            row[f"score.{one.name}"], row[f"note.{one.name}"] = score
+    for judge in stage.captions:
+        for row, scores in zip(rows, judge.score_captions(samples), strict=True):
+            row[f"score.{judge.name}"] = [score.value for score in scores]
+            row[f"note.{judge.name}"] = [score.note for score in scores]
+    for tagger in stage.tags:
+        for row, tag in zip(rows, tagger.tag(samples), strict=True):
+            row[f"tag.{tagger.name}"] = tag
+    yield from rows
 
 
 def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:

@@ -66,6 +66,10 @@ class Switches:
         if trainer in self.journal.handed:
             self.journal.note(trainer, self.journal.handed[trainer][0], -1)
 
+    def others(self, trainer: str) -> bool:
+        """Whether a trainer besides `trainer` was given units and has not said that it is through."""
+        return any(step >= 0 for name, (_, step) in self.journal.handed.items() if name != trainer)
+
     @property
     def least(self) -> int:
         """The first step that no trainer was given a unit of, and that no later line has."""

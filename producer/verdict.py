@@ -1,6 +1,7 @@
 """From stored scores to the rows of an index: thresholds, duplicates over the whole set, and who dropped what."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -11,7 +12,17 @@ import pyarrow.compute as pc
 from producer.clusters import Age
 from producer.index import schema
 from producer.neighbours import Hashes
-from producer.operator.judgement import NOT_JUDGED, Facts, Judgement, Operator, Score, SetOperator
+from producer.operator.judgement import (
+    NOT_JUDGED,
+    CaptionOperator,
+    Facts,
+    Judgement,
+    Operator,
+    Score,
+    SetOperator,
+    TableOperator,
+    TextOperator,
+)
 from producer.operator.stage import Stage
 
 
@@ -25,27 +36,112 @@ def decide(
     """
     scores = scores.sort_by([(name, "ascending") for name in ("key", "shard", "member", "offset")])
     keys = _unique(scores["key"].to_pylist())
-    judged = {one.name: _judge(scores, one) for one in stage.single}
-    judged |= {name: [NOT_JUDGED] * len(keys) for name in stage.off}
+    words = _words(scores["captions"].to_pylist(), count_tokens)
+    said = {name: [NOT_JUDGED] * len(keys) for name in stage.names}
+    values: dict[str, Any] = {name: [None] * len(keys) for name in stage.off}
+    of_captions: dict[str, CaptionOperator | TextOperator] = {one.name: one for one in stage.captions}
+    of_captions |= {one.name: one for one in stage.texts}
+    of_samples = {one.name: one for one in stage.single}
+    for name in stage.kinds:
+        if name in of_samples:
+            said[name] = _judge(scores, of_samples[name])
+        elif name in of_captions:
+            said[name], values[name] = _judge_captions(scores, words, of_captions[name])
     cluster = np.arange(len(keys))
     # An edit is its references and words too: many start from one picture and differ little in what they end in.
     comparable = np.asarray(pc.list_value_length(scores["references"]), np.int64) == 0
     for one in stage.whole:
-        judged[one.name], cluster = _compare(scores, keys, one, _kept(judged, len(keys)) & comparable, cluster)
+        said[one.name], cluster = _compare(scores, keys, one, _kept(said, len(keys)) & comparable, cluster)
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {
         "key": keys,
         "source": [source] * len(keys),
-        "captions": _captions(scores["captions"].to_pylist(), count_tokens),
+        "captions": [row.captions for row in words],
         "cluster": [keys[row] for row in cluster],
     }
+    shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
+    for name, kind in stage.kinds.items():
+        if kind == "tag":
+            columns[f"tag.{name}"] = [""] * len(keys) if name in stage.off else scores[f"tag.{name}"]
+    for table in stage.tables:
+        said[table.name] = _look(columns, said, values, table, shape)
     for name in stage.names:
-        columns[f"score.{name}"] = [one.score for one in judged[name]]
-        columns[f"verdict.{name}"] = [one.verdict for one in judged[name]]
-        columns[f"reason.{name}"] = [one.reason for one in judged[name]]
-    columns |= _decisions([judged[name] for name in stage.names], stage.names)
-    shape = schema(stage.names)
+        columns |= _column(name, said[name], values)
+    columns |= _decisions([said[name] for name in stage.names], stage.names)
     return pa.table([columns[name] for name in shape.names], schema=shape)
+
+
+def _column(name: str, judged: list[Judgement], values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"score.{name}": values.get(name, [one.score for one in judged]),
+        f"verdict.{name}": [one.verdict for one in judged],
+        f"reason.{name}": [one.reason for one in judged],
+    }
+
+
+@dataclass
+class _Words:
+    """The captions of a row as the index will have them, and how many may still be trained on."""
+
+    captions: list[dict[str, Any]]
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = len(self.captions)
+
+    def hear(self, name: str, judged: Sequence[Judgement]) -> Judgement:
+        """Take note of what operator `name` says of each caption; the sample is dropped after its last one."""
+        before = self.left
+        for caption, one in zip(self.captions, judged, strict=True):
+            if one.verdict is False and caption["kept"]:
+                caption["kept"], caption["reason"] = False, f"{name}: {one.reason}"
+                self.left -= 1
+        if before and not self.left:
+            reason = next(one.reason for one in judged if one.verdict is False)
+            return Judgement(None, False, reason)
+        heard = any(one.verdict is not None for one in judged)
+        return Judgement(None, True) if heard and self.left else NOT_JUDGED
+
+
+def _words(captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequence[str]], list[int]]) -> list[_Words]:
+    lengths = iter(count_tokens([one["text"] for row in captions for one in row]))
+    return [_Words([{**one, "tokens": next(lengths), "kept": True, "reason": ""} for one in row]) for row in captions]
+
+
+def _judge_captions(
+    scores: pa.Table, words: list[_Words], one: CaptionOperator | TextOperator
+) -> tuple[list[Judgement], list[list[float | None]]]:
+    """Judgements of the samples by what `one` says of their captions, and each row's scores by caption."""
+    if f"score.{one.name}" in scores.column_names:
+        values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
+        found = [[Score(*pair) for pair in zip(*row, strict=True)] for row in zip(values, notes, strict=True)]
+    else:
+        assert not hasattr(one, "score_captions")
+        captions = [caption for row in words for caption in row.captions]
+        said = one.score_texts(*([caption[name] for caption in captions] for name in ("split", "text", "tokens")))
+        each = iter(said)
+        found = [[next(each) for _ in row.captions] for row in words]
+    judged = [row.hear(one.name, [one.judge(score) for score in mine]) for row, mine in zip(words, found, strict=True)]
+    return judged, [[score.value for score in row] for row in found]
+
+
+def _look(
+    columns: dict[str, Any],
+    said: dict[str, list[Judgement]],
+    values: dict[str, Any],
+    one: TableOperator,
+    shape: pa.Schema,
+) -> list[Judgement]:
+    """Judgements by a table operator of the rows that all before it keep."""
+    kept = np.flatnonzero(_kept(said, len(columns["key"])))
+    known = columns | {key: value for name in said for key, value in _column(name, said[name], values).items()}
+    missing = [name for name in one.needs if name not in known]
+    assert not missing, f"{one.name} needs {missing}"
+    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in one.needs})
+    judged = [NOT_JUDGED] * len(columns["key"])
+    for row, judgement in zip(kept.tolist(), one.judge_table(table.take(kept)), strict=True):
+        judged[row] = judgement
+    return judged
 
 
 _COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash", "references")
@@ -95,13 +191,6 @@ def _compare(
         reason = "" if itself else f"{found.reason} {keys[joined[row]]}"
         judged[row] = Judgement(None if np.isnan(score) else score, itself, reason)
     return judged, joined[cluster]
-
-
-def _captions(
-    captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequence[str]], list[int]]
-) -> list[list[dict[str, Any]]]:
-    lengths = iter(count_tokens([one["text"] for row in captions for one in row]))
-    return [[{**one, "tokens": next(lengths)} for one in row] for row in captions]
 
 
 def _decisions(judged: list[list[Judgement]], names: list[str]) -> dict[str, list[Any]]:

@@ -1,17 +1,21 @@
 """What operators are: judges of samples, each with one number a sample and a bound on it.
 
 The number is a fact and kept; the verdict follows from it and a threshold, so that moving a threshold scores nothing
-again. An operator either sees samples, a few at a time, in parallel (`Operator`), or the whole set at once, after the
-others (`SetOperator`). Its docstring defines its score: unit, range, what higher means.
+again. An operator sees samples, a few at a time, in parallel, and judges the sample (`Operator`) or each of its
+captions (`CaptionOperator`, and `TextOperator` by the words alone); or it looks at the whole set at once, after the
+others, for duplicates (`SetOperator`) or anything else (`TableOperator`). Its docstring defines its score: unit, range,
+what higher means. A `Tagger` judges nothing: it says one string of a sample, a class or what it reads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel
 
 from producer.clusters import Age
@@ -69,6 +73,8 @@ class Sample:
     raw: RawSample
     picture: Picture | None
     fault: str = ""  # why there is no picture
+    # What was made of it once for several operators: an embedding, the text read in it.
+    memo: dict[str, Any] = field(default_factory=dict)
 
 
 class Operator(Protocol):
@@ -84,17 +90,87 @@ class Operator(Protocol):
         """What the threshold makes of a score."""
 
 
+class Tagger(Protocol):
+    """Says one string of each sample: a class, or what it reads. It drops nothing."""
+
+    name: str
+    version: int
+
+    def tag(self, samples: Sequence[Sample]) -> list[str]:
+        """A string for each of a fixed batch of samples, "" where nothing can be said."""
+
+
+class CaptionOperator(Protocol):
+    """A judge of captions beside their pictures. One that fails is not trained on; its sample stays with another."""
+
+    name: str
+    version: int
+
+    def score_captions(self, samples: Sequence[Sample]) -> list[list[Score]]:
+        """For each sample of a fixed batch a score a caption, by sorted split, None for those it does not judge."""
+
+    def judge(self, score: Score) -> Judgement:
+        """What the threshold makes of a caption's score."""
+
+
+class TextOperator(Protocol):
+    """A judge of captions by their words alone; asked after tokens are counted, and cheap: nothing of it is stored."""
+
+    name: str
+    version: int
+
+    def score_texts(self, splits: Sequence[str], texts: Sequence[str], tokens: Sequence[int]) -> list[Score]:
+        """A score for each caption, which is of a split and has so many tokens; None where it does not judge."""
+
+    def judge(self, score: Score) -> Judgement:
+        """What the threshold makes of a caption's score."""
+
+
+class TableOperator(Protocol):
+    """A judge that looks at columns of all samples that are still kept, after duplicates."""
+
+    name: str
+    version: int
+    needs: tuple[str, ...]  # columns of the index, see producer/index.py
+
+    def judge_table(self, table: pa.Table) -> list[Judgement]:
+        """A judgement for each row of `table`, which has `needs` for columns and is sorted by key."""
+
+
+Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator
+
+
 class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):
     """Settings of an operator that judges only where `[operators.FILE]` is in the recipe, FILE being its file's name.
 
-    stage.py finds each subclass by itself. Settings are thresholds: what a score depends on is the file's `version`.
+    stage.py finds each subclass by itself. Settings are thresholds: what a score depends on is the file's `version`,
+    and what `content` says.
     """
 
     stage: ClassVar[int]  # of arXiv 2508.02324 section 3.2; operators are asked by stage, then by name
+    of: ClassVar[Literal["sample", "captions", "tag"]] = "sample"  # what it says something of; "tag": it is a Tagger
 
-    def operator(self) -> Operator:
+    def operator(self) -> Judge:
         """The operator with these settings."""
         raise NotImplementedError
+
+    def off_reason(self) -> str:
+        """Why it cannot judge with these settings, such as the setting that names its model; "" if it can."""
+        return ""
+
+    def content(self) -> dict[str, Any]:
+        """What scores depend on beside the file's version, as JSON values: a model by its hash, never by its path."""
+        return {}
+
+    def absolute(self) -> Self:
+        """The same for a process in another folder."""
+        paths = {name: value.absolute() for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update=paths)
+
+    def thresholds(self) -> dict[str, Any]:
+        """All settings but paths, as JSON values."""
+        paths = {name for name, value in self if isinstance(value, Path)}
+        return self.model_dump(mode="json", exclude=paths)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, Field, create_model
 
@@ -16,7 +16,16 @@ from producer.operator.broken import Broken, BrokenConfig
 from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
-from producer.operator.judgement import SIDE, Operator, OptIn, SetOperator
+from producer.operator.judgement import (
+    SIDE,
+    CaptionOperator,
+    Operator,
+    OptIn,
+    SetOperator,
+    TableOperator,
+    Tagger,
+    TextOperator,
+)
 from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig
 from producer.operator.nsfw import Nsfw, NsfwConfig
 from producer.operator.resolution import Resolution, ResolutionConfig
@@ -64,46 +73,95 @@ class Stage:
     """Operators ready to judge."""
 
     broken: Broken
-    single: tuple[Operator, ...]  # see samples, in parallel; `broken` is the first
+    single: tuple[Operator, ...]  # judge samples, in parallel; `broken` is the first
+    captions: tuple[CaptionOperator, ...]  # judge captions beside their pictures, in parallel
+    texts: tuple[TextOperator, ...]  # judge captions by their words alone
+    tags: tuple[Tagger, ...]  # in parallel
     whole: tuple[SetOperator, ...]  # see what those keep, one after the other
+    tables: tuple[TableOperator, ...]  # see what is still kept then, one after the other
     off: dict[str, str]  # operator -> why it does not judge
+    kinds: dict[
+        str, str
+    ]  # every operator, the switched off ones too, in the order of asking: "sample", "captions", "tag"
 
     @property
     def names(self) -> list[str]:
-        """Every operator, the switched off ones too, in the order in which they are asked."""
-        return [*(one.name for one in self.single), *self.off, *(one.name for one in self.whole)]
+        """Every operator that may drop a sample, the switched off ones too, in the order in which they are asked."""
+        return [name for name, kind in self.kinds.items() if kind != "tag"]
 
 
 def build_stage(config: OperatorsConfig) -> Stage:
     """The operators that `config` asks for; one that needs a model is off without it."""
     broken = Broken(config.broken)
-    single: list[Operator] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
-    off = {}
+    judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
+    kinds = {one.name: "sample" for one in judges} | {Nsfw.name: "sample"}
+    off: dict[str, str] = {}
+    tables: list[TableOperator] = []
     if config.nsfw.model is None:
         off[Nsfw.name] = "no classifier: set operators.nsfw.model to a folder"
     else:
-        single.append(Nsfw(config.nsfw))
-    asked = [getattr(config, name) for name in OPT_IN]
-    single += [one.operator() for one in asked if one is not None]
-    return Stage(broken, tuple(single), (ExactDuplicate(), NearDuplicate(config.near_duplicate)), off)
+        judges.append(Nsfw(config.nsfw))
+    for name, asked in _asked(config).items():
+        if why := asked.off_reason():
+            off[name], kinds[name] = why, asked.of
+        elif hasattr(one := asked.operator(), "judge_table"):
+            tables.append(cast(TableOperator, one))
+        else:
+            judges.append(one)
+            kinds[name] = asked.of
+    whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
+    return Stage(
+        broken,
+        _able(judges, "score"),
+        _able(judges, "score_captions"),
+        _able(judges, "score_texts"),
+        _able(judges, "tag"),
+        whole,
+        tuple(tables),
+        off,
+        kinds | {one.name: "sample" for one in whole} | {one.name: "sample" for one in tables},
+    )
+
+
+def _asked(config: OperatorsConfig) -> dict[str, OptIn]:
+    asked = {name: getattr(config, name) for name in OPT_IN}
+    return {name: one for name, one in asked.items() if one is not None}
+
+
+def _able(judges: list[Any], method: str) -> tuple[Any, ...]:
+    return tuple(one for one in judges if hasattr(one, method))
+
+
+def absolute(config: OperatorsConfig) -> OperatorsConfig:
+    """The same for a process in another folder."""
+    nsfw = config.nsfw
+    if nsfw.model is not None:
+        nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
+    return config.model_copy(update={"nsfw": nsfw} | {name: one.absolute() for name, one in _asked(config).items()})
 
 
 def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     """What made the verdicts, by operator, as JSON values: versions, thresholds, content of models; no paths."""
-    settings = config.model_dump(mode="json")
+    asked, settings = _asked(config), config.model_dump(mode="json")
     said: dict[str, Any] = {name: {"off": why} for name, why in stage.off.items()}
-    judges: list[Operator | SetOperator] = [*stage.single, *stage.whole]
+    judges: list[Any] = [*stage.single, *stage.captions, *stage.texts, *stage.tags, *stage.whole, *stage.tables]
     for one in judges:
-        said[one.name] = {"version": one.version, **settings.get(one.name, {})}
+        mine = asked.get(one.name)
+        thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}
+        said[one.name] = {"version": one.version, **thresholds}
     if config.nsfw.model is not None:
         said[Nsfw.name]["model"] = hash_folder(config.nsfw.model)
-    return {name: said[name] for name in stage.names}
+    return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
 
 
 def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     """The part of `describe` that scores depend on: all but thresholds."""
-    said: dict[str, Any] = {one.name: one.version for one in stage.single}
+    asked = _asked(config)
+    judges: list[Any] = [*stage.single, *stage.captions, *stage.tags]
+    said: dict[str, Any] = {one.name: one.version for one in judges}
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
+    contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
+    said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
     if config.nsfw.model is not None:
         said |= {"nsfw.model": hash_folder(config.nsfw.model), "nsfw.unsafe": list(config.nsfw.unsafe)}
     return said

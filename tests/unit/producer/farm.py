@@ -37,6 +37,24 @@ def until(fine: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+def settled(running: "Farm", timeout_s: float = 60.0) -> dict[str, Any]:
+    """The coordinator's status once no worker finds anything to do: each has asked three times, and nothing moved."""
+    deadline = time.monotonic() + timeout_s
+    before, asked = running.status(), dict[str, int]()
+    while not asked or min(asked.values()) < 3:
+        assert time.monotonic() < deadline, f"it did not settle in time: {before}"
+        time.sleep(0.02)
+        now = running.status()
+        moved = now["leases"] or any(now[name] != before[name] for name in ("registered", "units_ahead", "failed"))
+        if moved or now["workers"].keys() != asked.keys():
+            asked = dict.fromkeys(now["workers"], 0)
+        for name, silent_s in now["workers"].items():
+            # It fell silent a shorter time ago than at the last look: it has asked again.
+            asked[name] += silent_s < before["workers"].get(name, 0.0)
+        before = now
+    return before
+
+
 def run_worker(name: str, registry: str, job: str) -> None:
     """A worker as a process of its own, until it is killed."""
     setup = WorkerSetup(name, lambda: read_registry(Path(registry)), TOKEN)

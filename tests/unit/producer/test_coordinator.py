@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from producer.api.channel import RefusedError
-from producer.api.protocol import Ack, Failed, Granted, Hello, Lease, Locate, Lost, Register, Welcome
+from producer.api.protocol import Ack, Failed, Goodbye, Granted, Hello, Lease, Locate, Lost, Register, Welcome
 from producer.api.unit import UnitId
 from producer.coordinator import Coordinator, Limits
 
@@ -261,6 +261,42 @@ def test_without_a_trainer_production_begins_once_nobody_can_be_unheard() -> Non
     assert len(hand.holds) == len(KEPT) + 10
 
 
+def test_a_unit_in_hand_when_the_last_trainer_leaves_is_not_kept_for_nobody() -> None:
+    # Right after the coordinator's start, and long after it.
+    for now in (0.2, 50.0):
+        rules, hand = fresh()
+        while len(hand.holds) < 5:
+            hand.beat(rules, now)
+            hand.finish(rules, now)
+        assert hand.queue
+        rules.goodbye(Goodbye("t", 1), now)
+        for _ in range(3):
+            granted = hand.beat(rules, now + 0.1)
+            assert not [unit for unit in granted.units if unit.stream == "train"]
+        assert not [unit for unit in hand.queue + hand.holds if unit.stream == "train"]
+        assert not rules.register(Register("w0", "a:0", "p", train(1, 0), SIZE, 4, 0), now + 0.2).accepted
+        status = rules.status(now + 0.3)
+        assert status["trainers"] == {} and status["units_ahead"] == status["bytes_ahead"] == status["leases"] == 0
+        # Another trainer that comes is served.
+        rules.hello(Hello("u", 1, 0), now + 1.0)
+        assert train(0, 0) in hand.beat(rules, now + 1.0).units
+
+
+def test_a_goodbye_to_a_new_coordinator_ends_production_unless_others_were_given_units() -> None:
+    for others in (False, True):
+        old, hand = fresh()
+        work(old, [hand], 0.0)
+        assert locate(old, train(0, 0), 0.0) == "a:0"
+        if others:
+            old.hello(Hello("u", 1, 3), 0.0)
+            old.locate(Locate("u", 1, 3, train(3, 0), 0.0), 0.0)
+        new = Coordinator(OFFER, LIMITS, 10.0, old.switches.journal)
+        hand.beat(new, 10.0)
+        new.goodbye(Goodbye("t", 1), 10.1)
+        hand.beat(new, 10.2)
+        assert any(unit.stream == "train" for unit in hand.holds) == others
+
+
 def test_a_full_worker_gets_only_what_is_waited_for_or_near() -> None:
     rules, hand = fresh()
     hand.beat(rules, 0.0, room=3)
@@ -403,18 +439,24 @@ class Fleet(RuleBasedStateMachine):
                 break
         assert self.step == goal
         self.rules.ack(Ack("t", self.incarnation, goal - 1), self.now)
+        held = self.settled()
+        assert len(held) == len(set(held))
+        assert set(held) >= KEPT
+        assert sorted(unit for unit in held if unit.stream == "train") == [
+            train(n // 3, n % 3) for n in range(goal * 3, goal * 3 + 10)
+        ]
+        self.rules.goodbye(Goodbye("t", self.incarnation), self.now)
+        assert set(self.settled()) == KEPT
+
+    def settled(self) -> list[UnitId]:
+        """What is held once all that is wanted is made."""
         for _ in range(40):
             self.now += 1.0
             for hand in self.hands:
                 hand.beat(self.rules, self.now)
                 while hand.queue:
                     hand.finish(self.rules, self.now)
-        held = [unit for hand in self.hands for unit in hand.holds]
-        assert len(held) == len(set(held))
-        assert set(held) >= KEPT
-        assert sorted(unit for unit in held if unit.stream == "train") == [
-            train(n // 3, n % 3) for n in range(goal * 3, goal * 3 + 10)
-        ]
+        return [unit for hand in self.hands for unit in hand.holds]
 
 
 Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

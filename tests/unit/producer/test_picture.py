@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 import zlib
 
 import numpy as np
@@ -85,10 +84,8 @@ def test_a_bomb_is_refused_before_it_unfolds() -> None:
     bomb = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
     )
-    start = time.monotonic()
-    with pytest.raises(PictureError):
+    with pytest.raises(PictureError, match="pixels"):
         decode(bomb)
-    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize(

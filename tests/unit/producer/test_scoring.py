@@ -70,7 +70,7 @@ def test_facts_of_a_good_sample_are_stored(tmp_path: Path) -> None:
     assert (row["width"], row["height"], row["size"]) == (400, 300, len(image))
     assert row["sha256"] == hashlib.sha256(image).hexdigest()
     assert (row["source"], row["shard"], row["member"], row["cluster"]) == ("set", "a.tar", "x.jpg", "a/x")
-    assert row["captions"] == [{"split": "raw", "text": "An astronaut.", "tokens": 13}]
+    assert row["captions"] == [{"split": "raw", "text": "An astronaut.", "tokens": 13, "kept": True, "reason": ""}]
     upright = Image.open(io.BytesIO(image)).transpose(Image.Transpose.ROTATE_270)
     assert row["phash"] == hash_pixels(np.asarray(upright))[0]
     assert (row["kept"], row["dropped_by"], row["reason"]) == (True, "", "")

@@ -17,7 +17,7 @@ from producer.api.unit import UnitId
 from producer.coordinator import Coordinator, Limits
 from producer.synthetic import SyntheticMaker
 from producer.worker import MakerBrokenError
-from tests.unit.producer.farm import JOB, LIMITS, Farm, farm, train, until
+from tests.unit.producer.farm import JOB, LIMITS, Farm, farm, settled, train, until
 
 LATE = Limits(horizon_bytes=200_000, heartbeat_s=0.1, lease_s=30.0, late_s=1.0)
 
@@ -91,7 +91,7 @@ def test_a_unit_in_which_a_device_hangs_is_made_by_another_and_the_first_registr
         until(lambda: status(running)["refused"] > 0)
         until(lambda: slow.numbers()["units"] > 0 and slow._making is None)
         # What came second is forgotten, and its maker goes on with others.
-        assert holders(running, train(1, 0)) == [other.address]
+        until(lambda: holders(running, train(1, 0)) == [other.address])
         assert status(running)["silenced"] == 0
         assert fetched(source, train(2, 0)) == made(train(2, 0))
 
@@ -125,7 +125,7 @@ def test_a_worker_that_begins_anew_at_the_same_address_is_not_believed_to_hold_w
         first = running.worker("w0")
         source = running.source(wait_s=60.0)
         source.hello(0)
-        until(lambda: status(running)["units_ahead"] > 4 and not status(running)["leases"])
+        settled(running)
         port = port_of(first.address)
         running.workers.remove(first)
         first.stop()
@@ -141,7 +141,7 @@ def test_an_older_start_of_a_worker_is_refused_as_long_as_the_newer_one_lives(tm
         old = running.worker("w0")
         source = running.source(wait_s=60.0)
         source.hello(0)
-        until(lambda: status(running)["units_ahead"] > 4 and not status(running)["leases"])
+        settled(running)
         new = running.worker("w0")
         until(lambda: status(running)["silenced"] == 1)
         assert fetched(source, train(0, 0)) == made(train(0, 0))

@@ -42,7 +42,7 @@ def served(access: Access) -> Iterator[str]:
 def call(address: str, tls: Tls | None, token: str = TOKEN) -> bytes:
     channel = Channel(address, Access(token, tls))
     try:
-        return channel.ask_raw("status", b"", 10.0)
+        return channel.ask_raw("status", b"", 60.0)
     finally:
         channel.close()
 
@@ -102,7 +102,7 @@ def test_wrong_papers_are_refused_at_once_with_what_is_wrong(
         with pytest.raises(HandshakeError, match=said) as refused:
             call(address, client(ours, others))
         assert str(refused.value).startswith(f"{address}: ")
-        assert time.monotonic() - start < 8.0
+        assert time.monotonic() - start < 30.0
 
 
 def test_a_server_whose_certificate_expired_while_it_ran_is_named(
