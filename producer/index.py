@@ -106,10 +106,7 @@ class Index:
     @classmethod
     def open(cls, path: Path, generation: str = "latest") -> "Index":
         """The generation called `generation` (a folder's name) of the index at `path`, its hash checked."""
-        folder = _latest(path) if generation == "latest" else path / generation
-        if folder is None:
-            raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
-        said = _verified(folder)
+        folder, said = described(path, generation)
         table = pq.read_table(folder / "rows.parquet", memory_map=True)
         expected = schema(said["operators"])
         if not table.schema.equals(expected) or table.num_rows != said["rows"]:
@@ -118,6 +115,14 @@ class Index:
                 f"expected {said['rows']} of {expected.names}; curate again with this release"
             )
         return cls(folder, said["id"], table, said["tokenizer"], said["operators"])
+
+
+def described(path: Path, generation: str = "latest") -> tuple[Path, dict[str, Any]]:
+    """The folder of the generation called `generation` and its generation.json; its rows are verified, and not read."""
+    folder = _latest(path) if generation == "latest" else path / generation
+    if folder is None:
+        raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
+    return folder, _verified(folder)
 
 
 def write_generation(path: Path, table: pa.Table, *, tokenizer: str, operators: dict[str, Any]) -> str:

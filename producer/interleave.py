@@ -22,16 +22,39 @@ class Interleave:
     @classmethod
     def build(cls, rates: Sequence[float]) -> "Interleave":
         """The sequence of items with these positive rates, of any sum."""
-        share = np.asarray(rates, np.float64) / sum(rates)
-        counts = np.maximum(1, np.floor(share * PERIOD)).astype(np.int64)
-        counts[np.argmax(counts)] += PERIOD - counts.sum()
-        assert counts.min() > 0
+        counts = _counts(rates)
         item = np.repeat(np.arange(len(counts)), counts)
         ordinal = np.arange(PERIOD) - np.repeat(np.cumsum(counts) - counts, counts)
         # Each item at even distances, from a start of its own so that equal rates do not bunch.
         start = key(np.arange(len(counts))) / 2**64
         order = np.lexsort((item, (ordinal + start[item]) / counts[item]))
         return cls(item[order].astype(np.int32), ordinal[order].astype(np.int32), counts)
+
+    @classmethod
+    def balanced(cls, rates: Sequence[float], marks: np.ndarray) -> "Interleave":
+        """The same, where items share marks, int64 [kinds of marks, items], and every mark is spread evenly too.
+
+        Item by item alone, what a mark's items are early or late adds up. Each slot takes the item that is furthest
+        behind, its own arrears and those of its marks together: in integers, so the same on every machine.
+        """
+        counts = _counts(rates)
+        alike = np.eye(len(counts), dtype=np.int64) + (marks[:, :, None] == marks[:, None, :]).sum(axis=0)
+        # What falls due to each item in a slot, and what an item that is taken takes from each.
+        due, taken = alike @ counts, alike * PERIOD
+        left, behind = counts.tolist(), np.zeros(len(counts), np.int64)
+        items = np.empty(PERIOD, np.int32)
+        for slot in range(PERIOD):
+            behind += due
+            item = int(behind.argmax())
+            behind -= taken[item]
+            items[slot] = item
+            left[item] -= 1
+            if not left[item]:
+                behind[item] = np.iinfo(np.int64).min // 2
+        order = np.argsort(items, kind="stable")
+        ordinals = np.empty(PERIOD, np.int32)
+        ordinals[order] = np.arange(PERIOD) - np.repeat(np.cumsum(counts) - counts, counts)
+        return cls(items, ordinals, counts)
 
     def at(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each slot's item, and how many earlier slots had the same."""
@@ -43,3 +66,12 @@ class Interleave:
         """How many slots before `slot` each item had: int64 [items]."""
         part = np.bincount(self.items[: slot % PERIOD], minlength=len(self.counts))
         return slot // PERIOD * self.counts + part
+
+
+def _counts(rates: Sequence[float]) -> np.ndarray:
+    """Slots of a period for each of these positive rates, at least one: int64."""
+    share = np.asarray(rates, np.float64) / sum(rates)
+    counts = np.maximum(1, np.floor(share * PERIOD)).astype(np.int64)
+    counts[np.argmax(counts)] += PERIOD - counts.sum()
+    assert counts.min() > 0
+    return counts
