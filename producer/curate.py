@@ -95,7 +95,7 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, SourceError, ModelError, TokenizerError, LockError or ClusterError.
     """
     stage = build_stage(operators)
     _check_exempt(source, stage)

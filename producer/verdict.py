@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from producer.clusters import Age
 from producer.index import schema
+from producer.neighbours import Hashes
 from producer.operator.judgement import (
     NOT_JUDGED,
     CaptionOperator,
@@ -190,16 +192,20 @@ def _compare(
     """Judgements by a set operator of the rows in `kept`, and the clusters after it."""
     rows = np.flatnonzero(kept)
     width, height = (np.asarray(scores[name], np.int64)[rows] for name in ("width", "height"))
-    phash, dhash = (np.asarray(scores[name], np.uint64)[rows] for name in ("phash", "dhash"))
-    sha256 = pc.take(scores["sha256"], rows).to_pylist()
-    found = one.cluster(Facts([keys[row] for row in rows], width * height, sha256, phash, dhash))
+    hashes = Hashes(*(np.asarray(scores[name], np.uint64)[rows] for name in Hashes._fields))
+    clarity = np.asarray(scores["score.clarity"], np.float64)[rows] if "score.clarity" in scores.schema.names else None
+    unknown = np.full(len(rows), np.nan)
+    age = Age(np.zeros(len(rows), np.int64), width * height, unknown if clarity is None else clarity)
+    digests = "".join(one[:32] for one in pc.take(scores["sha256"], rows).to_pylist())
+    sha256 = np.frombuffer(bytes.fromhex(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+    found = one.cluster(Facts(age, sha256, hashes))
     judged = [NOT_JUDGED] * len(keys)
     joined = np.arange(len(keys))
     joined[rows] = rows[found.representative]
     for position, row in enumerate(rows.tolist()):
         itself = bool(joined[row] == row)
         score = float(found.score[position])
-        reason = "" if itself else found.reason[position]
+        reason = "" if itself else f"{found.reason} {keys[joined[row]]}"
         judged[row] = Judgement(None if np.isnan(score) else score, itself, reason)
     return judged, joined[cluster]
 
