@@ -3,8 +3,8 @@
     python launch/smoke.py launch/configs/smoke.toml
 
 Every stage is the real command that a user runs, as a process of its own: corpus, pictures of text, tiny encoders,
-curation, producers, training that is killed halfway and resumes, an undisturbed run to compare with, samples, export, and
-diffusers opening it. Ends with a table and report.json in the run's folder.
+curation, producers, training that is killed halfway and resumes, an undisturbed run to compare with, samples, export,
+and diffusers opening it. Ends with a table and report.json in the run's folder.
 """
 
 import json
