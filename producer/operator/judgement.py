@@ -43,6 +43,21 @@ class Judgement(NamedTuple):
 
 
 NOT_JUDGED = Judgement(None, None)
+# How the reason begins where a sample is left out since an operator raised on it: it is counted as failed, not dropped.
+FAILED = "failed: "
+
+
+def what_failed(error: Exception) -> str:
+    """One line of what an operator raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+class Judgements(NamedTuple):
+    """Judgements of many rows without an object each."""
+
+    score: np.ndarray  # float64, NaN where there is none
+    verdict: np.ndarray  # int8: 1 to keep, 0 to drop, -1 where not judged
+    reason: pa.StringArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +148,11 @@ class TableOperator(Protocol):
     version: int
     needs: tuple[str, ...]  # columns of the index, see producer/index.py
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        """A judgement for each row of `table`, which has `needs` for columns and is sorted by key."""
+    def judge_table(self, table: pa.Table) -> list[Judgement] | Judgements:
+        """A judgement for each row of `table`, which has `needs` for columns and is sorted by key.
+
+        The table lies in a file that is mapped into memory. Judgements are for sets of many millions.
+        """
 
 
 Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator

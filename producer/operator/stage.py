@@ -4,8 +4,10 @@ Those of stage 1 always judge. Of every other file here, the operator judges whe
 """
 
 import importlib
+import json
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,6 +91,20 @@ class Stage:
         """Every operator that may drop a sample, the switched off ones too, in the order in which they are asked."""
         return [name for name, kind in self.kinds.items() if kind != "tag"]
 
+    @property
+    def scored(self) -> list[str]:
+        """The operators whose scores are stored."""
+        return [one.name for one in (*self.single, *self.captions, *self.tags)]
+
+    def only(self, names: Collection[str]) -> "Stage":
+        """The same with those of `names` alone among the operators whose scores are stored."""
+        return replace(
+            self,
+            single=tuple(one for one in self.single if one.name in names),
+            captions=tuple(one for one in self.captions if one.name in names),
+            tags=tuple(one for one in self.tags if one.name in names),
+        )
+
 
 def build_stage(config: OperatorsConfig) -> Stage:
     """The operators that `config` asks for; one that needs a model is off without it."""
@@ -148,6 +164,15 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
         thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}
         said[one.name] = {"version": one.version, **thresholds}
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
+
+
+def scored_by(config: OperatorsConfig, stage: Stage) -> dict[str, str]:
+    """For each operator whose scores are stored, what they depend on, as JSON; under "" what facts do."""
+    said = {key: json.dumps(value) for key, value in scoring(config, stage).items()}
+    names = stage.scored
+    by = {name: " ".join(value for key, value in said.items() if key.split(".")[0] == name) for name in names}
+    facts = " ".join(value for key, value in said.items() if key.split(".")[0] not in names)
+    return {name: f"{facts} {value}" for name, value in by.items()} | {"": facts}
 
 
 def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
