@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,11 +15,15 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, model_validator
 
 from producer.api.bucket import ASPECTS, Bucket, bucket
+from producer.classes import Classes, sort_rows
 from producer.keyed import of_strings
 from producer.reference import tokens as reference_tokens
 
 # Not the run's seed: every run and every recipe must hold out the same samples, or what one held out the next trained.
 _HELD_OUT_SALT = 0x48454C44
+
+# Of recipe.classes; each that has rows is a stream of its own for every split and task.
+_MAX_CLASSES = 4096
 
 
 # Tasks: text to image, and edits, which start from reference pictures.
@@ -53,6 +58,7 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     samples: int = Field(default=16, ge=1)  # in a unit of the smallest resolution; larger ones hold fewer, at one cost
     splits: dict[str, float] = {"raw": 1.0}  # caption split -> weight; of several captions in a split, the first
     tasks: dict[str, float] = {T2I: 1.0}  # -> weight, times the split's; ti2i: with references
+    classes: dict[str, dict[str, float]] = {}  # tag -> value -> weight, times the split's and the task's
     reference_resolution: int = Field(default=1024, ge=32)  # pixels: its square is the area the VAE sees of a reference
     thresholds: dict[str, Threshold] = {}  # operator -> bounds, beyond the index's own verdicts
     max_text_tokens: int = Field(default=1024, ge=1)  # of a caption; longer ones are not used
@@ -72,6 +78,15 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"recipe.splits: {self.splits}; name at least one split, and give each a positive weight")
         if not self.tasks or self.tasks.keys() - {T2I, TI2I} or min(self.tasks.values()) <= 0:
             raise ValueError(f"recipe.tasks: {self.tasks}; name t2i, ti2i or both, and give each a positive weight")
+        for tag, weights in self.classes.items():
+            if not weights or not all(0 < weight < math.inf for weight in weights.values()):
+                raise ValueError(f"recipe.classes.{tag}: {weights}; name at least one value, each of a positive weight")
+        classes = math.prod(map(len, self.classes.values()))
+        if classes > _MAX_CLASSES:
+            raise ValueError(
+                f"recipe.classes: {classes} combinations of {', '.join(self.classes)}; at most {_MAX_CLASSES} can be "
+                "mixed: give fewer tags or fewer values a weight"
+            )
         if self.validation_samples and self.validation_share:
             raise ValueError(
                 f"recipe.validation_samples: {self.validation_samples} and validation_share "
@@ -82,7 +97,11 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     def identity(self) -> dict[str, Any]:
         """What the plan's order follows from, as JSON values. Recipes without edits keep the one they always had."""
         edits = {"tasks", "reference_resolution"} if self.tasks == {T2I: 1.0} else set()
-        return self.model_dump(mode="json", exclude=edits)
+        return {name: value for name, value in self.said().items() if name not in edits}
+
+    def said(self) -> dict[str, Any]:
+        """All of it, as JSON values. Without classes not a word of them: a journal goes on as it always was."""
+        return self.model_dump(mode="json", exclude=set() if self.classes else {"classes"})
 
     def buckets(self, resolution: int) -> list[Bucket]:
         """The buckets of one resolution, in the order of `aspects`; small sizes may give two aspects one bucket."""
@@ -118,6 +137,7 @@ class Selection:
     held_below: int  # clusters whose hash is below are held out
     counts: dict[str, dict[str, int]]  # split -> outcome -> rows; the outcomes of a split sum to the index's rows
     references: np.ndarray | None = None  # int32: tokens that references add to a row, 0 without; none: no row has any
+    classes: Classes | None = None  # of the rows; none: the recipe has no classes
 
     def of_task(self, task: str) -> np.ndarray:
         """bool: the rows that are samples of `task`, used or not."""
@@ -145,6 +165,7 @@ def select(
     of_captions = {name: score for name, score in bounded.items() if pa.types.is_list(score.type)}
     for name in (name for name in bounded if name not in of_captions):
         _bound(_floats(bounded[name]), name, recipe.thresholds[name], outcome)
+    classes = _classes(table, recipe, outcome)
     buckets = tuple(dict.fromkeys(b for size in recipe.resolutions for b in recipe.buckets(size)))
     place = _place(_numbers(table["height"]), _numbers(table["width"]), buckets, recipe)
     outcome.require(place >= 0, "too small for every bucket")
@@ -160,12 +181,28 @@ def select(
             raise RecipeError(f"recipe.splits.{split}: leaves nothing to train on of the index's rows: {mine.counts}")
     counts = {split: mine.summary() for split, mine in zip(recipe.splits, outcomes, strict=True)}
     tokens, splits = np.where(usable, tokens, -1), tuple(recipe.splits)
-    selection = Selection(buckets, place, splits, tokens, held_out, validation, below, counts, references)
-    trained = np.logical_or.reduce(usable) & ~held_out
+    selection = Selection(buckets, place, splits, tokens, held_out, validation, below, counts, references, classes)
+    _require_each(selection, table, recipe, np.logical_or.reduce(usable) & ~held_out)
+    return selection
+
+
+def _classes(table: pa.Table, recipe: RecipeConfig, outcome: "_Outcomes") -> Classes | None:
+    if not recipe.classes:
+        return None
+    classes, without = sort_rows(table, recipe.classes)
+    for rows, reason in without:
+        outcome.require(~rows, reason)
+    return classes
+
+
+def _require_each(selection: Selection, table: pa.Table, recipe: RecipeConfig, trained: np.ndarray) -> None:
+    """RecipeError or ClassError unless each task and class with a weight has rows among `trained` (bool)."""
     for task in recipe.tasks:
         if not (selection.of_task(task) & trained).any():
-            raise RecipeError(f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {counts}")
-    return selection
+            said = f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {selection.counts}"
+            raise RecipeError(said)
+    if selection.classes is not None:
+        selection.classes.require_each(trained, table, recipe.classes)
 
 
 def _speak(

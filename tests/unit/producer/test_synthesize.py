@@ -23,9 +23,10 @@ from producer.synthesize.colour import PALETTE, contrast, ground_and_ink
 from producer.synthesize.corpus import Corpus, CorpusConfig, extent
 from producer.synthesize.fonts import Fonts, FontsConfig
 from producer.synthesize.layout import fit
-from producer.synthesize.pure import Pure, PureConfig, caption
+from producer.synthesize.pure import Pure, PureConfig
 from producer.synthesize.sample import SynthesisError, Truth
 from producer.synthesize.shards import ShardsConfig, write_shards
+from producer.synthesize.wording import displayed, quote
 from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font
 
 HAN = "床前明月光，疑是地上霜。（举头望明月），“低头思故乡”……——"
@@ -33,7 +34,12 @@ HAN = "床前明月光，疑是地上霜。（举头望明月），“低头思�
 
 def pure(folder: Path, seed: int = 0, **settings: object) -> Pure:
     faces = fonts()
-    return Pure(PureConfig.model_validate({"resolution": 256} | settings), corpus(folder, faces), faces, seed)
+    return Pure(
+        PureConfig.model_validate({"resolution": 256, "chinese_captions": 0.0} | settings),
+        corpus(folder, faces),
+        faces,
+        seed,
+    )
 
 
 def test_a_character_counts_as_drawn_only_if_it_leaves_ink_of_its_own(tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_the_truth_says_where_the_ink_is(tmp_path: Path) -> None:
             assert inked[top:bottom, left:right].any()
             inked[top:bottom, left:right] = False
         assert not inked.any()
-        assert text.ink in made.caption and text.ground in made.caption and f'"{text.text}"' in made.caption
+        assert text.ink in made.caption and text.ground in made.caption and quote(text.text) in made.caption
 
 
 def test_ink_can_be_read_on_every_ground() -> None:
@@ -127,11 +133,41 @@ def test_ink_can_be_read_on_every_ground() -> None:
     assert {ground for ground, _ in pairs} == set(PALETTE)
 
 
-def test_captions_are_the_reports() -> None:
-    assert caption("ivory", "red", "福", handwritten=False) == 'On an ivory background, displaying red text "福".'
-    assert caption("blue", "red", "福", handwritten=True) == (
-        'The background is blue, and the red handwritten text is "福".'
-    )
+def test_captions_are_the_reports_in_two_languages() -> None:
+    ivory, red, blue = (next(one for one in PALETTE if one.name == name) for name in ("ivory", "red", "blue"))
+    said = [
+        displayed(ground, red, "福", language, handwritten=handwritten)
+        for ground, language, handwritten in (
+            (ivory, "en", False),
+            (blue, "en", True),
+            (ivory, "zh", False),
+            (blue, "zh", True),
+        )
+    ]
+    assert said == [
+        'On an ivory background, displaying red text "福".',
+        'The background is blue, and the red handwritten text is "福".',
+        "在象牙色的背景上，展示着红色的文字“福”。",
+        "背景为蓝色，红色的手写文字是“福”。",
+    ]
+
+
+def test_text_with_quotation_marks_is_quoted_by_others() -> None:
+    assert [quote('so "called"'), quote("所谓“好”", "zh"), quote("所谓“好”")] == [
+        '“so "called"”',
+        "「所谓“好”」",
+        '"所谓“好”"',
+    ]
+
+
+def test_a_share_of_captions_is_chinese_and_handwriting_is_called_so(tmp_path: Path) -> None:
+    faces = fonts(handwritten=("SimHei*",))
+    way = Pure(PureConfig(resolution=128, least_size=8, chinese_captions=0.5), corpus(tmp_path, faces), faces, 0)
+    made = [way.make(n) for n in range(24)]
+    chinese = [one.caption.startswith("背景为") and "手写文字是" in one.caption for one in made]
+    english = ["handwritten text is" in one.caption for one in made]
+    assert 4 < sum(chinese) < 20 and sum(english) == 24 - sum(chinese)
+    assert all(one.truth.texts[0].handwritten for one in made)
 
 
 def test_a_sample_follows_from_seed_and_index_alone(tmp_path: Path) -> None:
