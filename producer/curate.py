@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from producer.annotate.join import Annotations
 from producer.api.bucket import Bucket, bucket, nearest
 from producer.index import write_generation
 from producer.lock import exclusive
@@ -44,6 +45,7 @@ class CurateError(ValueError):
 class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     index: Path  # folder of the index
     work: Path | None = None  # folder of score files, on a cluster one that all nodes see; none: "curate" by the index
+    annotations: tuple[Path, ...] = ()  # folders of launch/annotate.py, whose captions and tags join; later ones win
     address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
     cpus: float = Field(default=0.5, gt=0)  # cores a scoring task asks for; fractions let every task start on 2 cores
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
@@ -94,16 +96,18 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
+    LockError or ClusterError.
     """
-    stage = build_stage(operators)
+    annotations = Annotations(config.annotations, source.name)
+    stage = build_stage(operators, annotations.tags)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
     with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         job = _job(source, config, operators)
         version = fingerprint(job, stage)
         paths = {shard: score_path(job, shard, version) for shard in shards}
-        scores, scored = _scores(job, paths, config, progress)
+        scores, scored = _scores(job, paths, config, annotations, progress)
         progress(Progress("judging", len(shards), len(shards), scores.num_rows))
         rows = decide(scores, stage, source=source.name, count_tokens=partial(count_tokens, tokenizer))
         dropped, example = _dropped(rows)
@@ -138,7 +142,11 @@ def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig)
 
 
 def _scores(
-    job: Job, paths: dict[Shard, Path], config: CurateConfig, progress: Callable[[Progress], None]
+    job: Job,
+    paths: dict[Shard, Path],
+    config: CurateConfig,
+    annotations: Annotations,
+    progress: Callable[[Progress], None],
 ) -> tuple[pa.Table, int]:
     """The scores of all shards as one table, and how many shards had to be scored for it."""
     for orphan in job.scores.glob("*/*.parquet.*"):
@@ -164,7 +172,7 @@ def _scores(
     missing = [str(paths[shard]) for shard, table in tables.items() if table is None]
     if missing:
         raise CurateError(f"curate.work: {missing[0]} was written and is not there; does every node see this folder?")
-    return pa.concat_tables([table for table in tables.values() if table is not None]), len(todo)
+    return pa.concat_tables([annotations.join(table) for table in tables.values() if table is not None]), len(todo)
 
 
 def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable[[dict[str, Any]], None]) -> None:

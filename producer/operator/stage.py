@@ -5,6 +5,7 @@ Those of stage 1 always judge. Of every other file here, the operator judges whe
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,6 +84,7 @@ class Stage:
     kinds: dict[
         str, str
     ]  # every operator, the switched off ones too, in the order of asking: "sample", "captions", "tag"
+    annotated: tuple[str, ...] = ()  # tags that come from annotation and not from an operator
 
     @property
     def names(self) -> list[str]:
@@ -90,8 +92,11 @@ class Stage:
         return [name for name, kind in self.kinds.items() if kind != "tag"]
 
 
-def build_stage(config: OperatorsConfig) -> Stage:
-    """The operators that `config` asks for; one that needs a model is off without it."""
+def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage:
+    """The operators that `config` asks for; one that needs a model, or what another finds, is off without it.
+
+    `annotated` names the tags that samples have from annotation.
+    """
     broken = Broken(config.broken)
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
     kinds = {one.name: "sample" for one in judges} | {Nsfw.name: "sample"}
@@ -110,6 +115,11 @@ def build_stage(config: OperatorsConfig) -> Stage:
             judges.append(one)
             kinds[name] = asked.of
     whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
+    kinds |= dict.fromkeys(annotated, "tag")
+    for table in list(tables):
+        if missing := _missing(table.needs, kinds, off, tables):
+            tables.remove(table)
+            off[table.name], kinds[table.name] = f"there is no {' and no '.join(missing)} in this recipe", "sample"
     return Stage(
         broken,
         _able(judges, "score"),
@@ -120,7 +130,21 @@ def build_stage(config: OperatorsConfig) -> Stage:
         tuple(tables),
         off,
         kinds | {one.name: "sample" for one in whole} | {one.name: "sample" for one in tables},
+        tuple(annotated),
     )
+
+
+def _missing(
+    needs: Sequence[str], kinds: dict[str, str], off: dict[str, str], tables: list[TableOperator]
+) -> list[str]:
+    """Those columns of `needs` that no operator fills."""
+    there = {name: kind for name, kind in kinds.items() if name not in off} | {one.name: "sample" for one in tables}
+    wanted = [need.partition(".") for need in needs]
+    return [
+        f"{kind}.{name}"
+        for kind, dot, name in wanted
+        if dot and (name not in there or (kind == "tag") != (there[name] == "tag"))
+    ]
 
 
 def _asked(config: OperatorsConfig) -> dict[str, OptIn]:
@@ -151,6 +175,7 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
         said[one.name] = {"version": one.version, **thresholds}
     if config.nsfw.model is not None:
         said[Nsfw.name]["model"] = hash_folder(config.nsfw.model)
+    said |= {name: {"annotated": True} for name in stage.annotated}
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
 
 
