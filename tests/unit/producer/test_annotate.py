@@ -196,18 +196,35 @@ def test_chinese_is_asked_of_its_share(photos: Path) -> None:
     assert any("图像描述" in json.dumps(r, ensure_ascii=False) or "描述编辑" in str(r) for r in chat.requests)
 
 
-def test_edits_and_what_curation_dropped_are_not_asked_about(photos: Path) -> None:
+def judged(photos: Path, **columns: list[Any]) -> None:
+    """Another generation of the index, with these `columns`."""
     table = Index.open(photos / "index").table
-    reference = {"member": "r", "offset": 0, "size": 1, "width": 1, "height": 1, "sha256": "x"}
-    columns = {"references": [[reference]] + [[]] * (ROWS - 1), "kept": [True] * (ROWS - 2) + [False] * 2}
     for name, values in columns.items():
         field = table.schema.field(name)
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     write_generation(photos / "index", table, tokenizer="t", operators={"aesthetic": {}})
+
+
+def test_edits_and_what_curation_dropped_are_not_asked_about(photos: Path) -> None:
+    reference = {"member": "r", "offset": 0, "size": 1, "width": 1, "height": 1, "sha256": "x"}
+    judged(photos, references=[[reference]] + [[]] * (ROWS - 1), kept=[True] * (ROWS - 2) + [False] * 2)
     with serving(good) as chat:
         funnel = run(photos, chat)
     assert adds_up(funnel) and (funnel.seen, funnel.annotated) == (ROWS - 2, ROWS - 4)
     assert funnel.skipped == {"an edit, whose words say what to do": 1}
+
+
+def test_pictures_that_lack_nothing_but_a_caption_are_asked_about_where_wanted(photos: Path) -> None:
+    dropped = ["caption", "caption", "broken"]
+    judged(photos, kept=[True] * (ROWS - 3) + [False] * 3, dropped_by=[""] * (ROWS - 3) + dropped)
+    with serving(good) as chat:
+        assert run(photos, chat).seen == ROWS - 3
+        funnel = run(photos, chat, uncaptioned=True)
+    assert (
+        adds_up(funnel)
+        and (funnel.seen, funnel.before) == (ROWS - 1, ROWS - 4)
+        and len(set(chat.pictures())) == ROWS - 2
+    )
 
 
 def test_a_source_that_changed_is_not_captioned_as_if_it_had_not(photos: Path) -> None:
