@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from producer.annotate.entry import fused_from
 from producer.annotate.store import Annotation, read_annotations, require
+from producer.source.reader import SourceConfig
 
 # Index columns tag.NAME, "" where a sample has no annotation: what kind of picture by source and use, its look, a JSON
 # list of its watermarks, and "yes" or "no" to anything that disturbs the view.
@@ -22,7 +23,7 @@ RAW, RECAPTION, FUSED = "raw", "recaption", "fused"
 class Annotations:
     """The annotations in `folders` of samples of `source`; of two folders that speak of a sample the later counts."""
 
-    def __init__(self, folders: Sequence[Path], source: str) -> None:
+    def __init__(self, folders: Sequence[Path], source: SourceConfig) -> None:
         """AnnotateError where a folder holds none."""
         for folder in folders:
             require(folder)
@@ -51,7 +52,7 @@ class Annotations:
         if self._last[0] != shard:
             found = dict[str, Annotation]()
             for folder in self._folders:
-                found |= read_annotations(folder, self._source, shard)
+                found |= read_annotations(folder, self._source.of(shard)[0], shard)
             self._last = shard, found
         return self._last[1]
 
@@ -89,7 +90,11 @@ def _added(captions: list[dict[str, str]], one: Annotation | None) -> list[dict[
     return [{"split": split, "text": text} for split, text in sorted(texts.items())]
 
 
-def _moved(values: list[Any], before: list[dict[str, str]], after: list[dict[str, str]], blank: Any) -> list[Any]:
+def _moved(
+    values: list[Any] | None, before: list[dict[str, str]], after: list[dict[str, str]], blank: Any
+) -> list[Any] | None:
     """What was said of each caption before, at its place now; nothing was said of those that came since."""
+    if values is None or len(values) != len(before):
+        return values  # the operator failed on the sample
     said = {(caption["split"], caption["text"]): value for caption, value in zip(before, values, strict=True)}
     return [said.get((caption["split"], caption["text"]), blank) for caption in after]

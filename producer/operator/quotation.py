@@ -14,9 +14,15 @@ _READ = 20_000  # characters of a caption, and of what is read in a picture
 
 
 def quotations(caption: str) -> list[str]:
-    """The letters and digits of each thing that `caption` quotes; what quotes none is left out."""
+    """The letters and digits of each thing that `caption` quotes; what has none, or is in a script that the recogniser
+    does not know, is left out.
+    """
     found = (next(filter(None, match.groups())) for match in _first(_QUOTED.finditer(caption[:_READ])))
-    return [text for quoted in found if (text := letters(quoted))]
+    return [text for quoted in found if (text := letters(quoted)) and all(map(_known, text))]
+
+
+def _known(char: str) -> bool:
+    return char.isdigit() or unicodedata.name(char, "").startswith(("LATIN ", "CJK "))
 
 
 def _first(matches: Iterator[re.Match[str]]) -> Iterator[re.Match[str]]:
@@ -33,9 +39,11 @@ def letters(text: str) -> str:
 
 
 def read_lines(tag: str) -> str | None:
-    """The letters and digits that OCR read, of its tag `[{"text": ..., ...}, ...]`; None where it is none."""
+    """The letters and digits that OCR read, of its tag `[{"text": ..., ...}, ...]`, "" where it read nothing; None
+    where this is no such tag.
+    """
     try:
-        lines = json.loads(tag)
+        lines = json.loads(tag or "[]")
         return letters(" ".join(line["text"] for line in lines))
     except (ValueError, TypeError, KeyError):
         return None

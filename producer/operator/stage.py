@@ -4,20 +4,21 @@ Those of stage 1 always judge. Of every other file here, the operator judges whe
 """
 
 import importlib
+import json
 import pkgutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, Field, create_model
 
-from producer.digest import hash_folder
 from producer.operator.broken import Broken, BrokenConfig
 from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
 from producer.operator.judgement import (
+    FINE,
     SIDE,
     CaptionOperator,
     Operator,
@@ -28,7 +29,6 @@ from producer.operator.judgement import (
     TextOperator,
 )
 from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig
-from producer.operator.nsfw import Nsfw, NsfwConfig
 from producer.operator.resolution import Resolution, ResolutionConfig
 
 
@@ -51,7 +51,6 @@ class _StageOneConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     broken: BrokenConfig = Field(default_factory=BrokenConfig)
     file_size: FileSizeConfig = Field(default_factory=FileSizeConfig)
     resolution: ResolutionConfig = Field(default_factory=ResolutionConfig)
-    nsfw: NsfwConfig = Field(default_factory=NsfwConfig)
     near_duplicate: NearDuplicateConfig = Field(default_factory=NearDuplicateConfig)
 
 
@@ -65,7 +64,10 @@ else:
         __base__=_StageOneConfig,
         __module__=__name__,
         __doc__="A section an operator: its thresholds, and what it needs to score.",
-        **{name: (kind | None, None) for name, kind in OPT_IN.items()},
+        **{
+            name: (kind, Field(default_factory=kind)) if kind.always else (kind | None, None)
+            for name, kind in OPT_IN.items()
+        },
     )
 
 
@@ -91,6 +93,25 @@ class Stage:
         """Every operator that may drop a sample, the switched off ones too, in the order in which they are asked."""
         return [name for name, kind in self.kinds.items() if kind != "tag"]
 
+    @property
+    def scored(self) -> list[str]:
+        """The operators whose scores are stored."""
+        return [one.name for one in (*self.single, *self.captions, *self.tags)]
+
+    def only(self, names: Collection[str]) -> "Stage":
+        """The same with those of `names` alone among the operators whose scores are stored."""
+        return replace(
+            self,
+            single=tuple(one for one in self.single if one.name in names),
+            captions=tuple(one for one in self.captions if one.name in names),
+            tags=tuple(one for one in self.tags if one.name in names),
+        )
+
+    @property
+    def fine(self) -> bool:
+        """Whether an operator looks for small things, at FINE pixels."""
+        return any(getattr(one, "fine", False) for one in (*self.single, *self.captions, *self.tags))
+
 
 def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage:
     """The operators that `config` asks for; one that needs a model, or what another finds, is off without it.
@@ -99,13 +120,9 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
     """
     broken = Broken(config.broken)
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
-    kinds = {one.name: "sample" for one in judges} | {Nsfw.name: "sample"}
+    kinds = {one.name: "sample" for one in judges}
     off: dict[str, str] = {}
     tables: list[TableOperator] = []
-    if config.nsfw.model is None:
-        off[Nsfw.name] = "no classifier: set operators.nsfw.model to a folder"
-    else:
-        judges.append(Nsfw(config.nsfw))
     for name, asked in _asked(config).items():
         if why := asked.off_reason():
             off[name], kinds[name] = why, asked.of
@@ -158,10 +175,12 @@ def _able(judges: list[Any], method: str) -> tuple[Any, ...]:
 
 def absolute(config: OperatorsConfig) -> OperatorsConfig:
     """The same for a process in another folder."""
-    nsfw = config.nsfw
-    if nsfw.model is not None:
-        nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
-    return config.model_copy(update={"nsfw": nsfw} | {name: one.absolute() for name, one in _asked(config).items()})
+    return config.model_copy(update={name: one.absolute() for name, one in _asked(config).items()})
+
+
+def runs_models(config: OperatorsConfig) -> bool:
+    """Whether an operator that judges runs a neural network."""
+    return any(one.runs_model and not one.off_reason() for one in _asked(config).values())
 
 
 def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
@@ -173,10 +192,17 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
         mine = asked.get(one.name)
         thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}
         said[one.name] = {"version": one.version, **thresholds}
-    if config.nsfw.model is not None:
-        said[Nsfw.name]["model"] = hash_folder(config.nsfw.model)
     said |= {name: {"annotated": True} for name in stage.annotated}
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
+
+
+def scored_by(config: OperatorsConfig, stage: Stage) -> dict[str, str]:
+    """For each operator whose scores are stored, what they depend on, as JSON; under "" what facts do."""
+    said = {key: json.dumps(value) for key, value in scoring(config, stage).items()}
+    names = stage.scored
+    by = {name: " ".join(value for key, value in said.items() if key.split(".")[0] == name) for name in names}
+    facts = " ".join(value for key, value in said.items() if key.split(".")[0] not in names)
+    return {name: f"{facts} {value}" for name, value in by.items()} | {"": facts}
 
 
 def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
@@ -185,8 +211,7 @@ def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     judges: list[Any] = [*stage.single, *stage.captions, *stage.tags]
     said: dict[str, Any] = {one.name: one.version for one in judges}
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
+    said |= {f"{one.name}.fine": FINE for one in judges if getattr(one, "fine", False)}
     contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
     said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
-    if config.nsfw.model is not None:
-        said |= {"nsfw.model": hash_folder(config.nsfw.model), "nsfw.unsafe": list(config.nsfw.unsafe)}
     return said

@@ -14,8 +14,10 @@ from producer.annotate.join import TAGS, Annotations
 from producer.annotate.record import read
 from producer.annotate.store import CAPTION, FUSED, Shelf, open_shelf, read_annotations
 from producer.scoring import _CAPTION
+from producer.source.reader import SourceConfig
 
 SHARD = "photos", "a.tar"
+SOURCE = SourceConfig(path=Path("x"), name="photos")
 
 
 def entry(number: int, **changes: object) -> Entry:
@@ -135,7 +137,7 @@ def test_captions_and_tags_join_by_the_bytes_of_the_picture(tmp_path: Path) -> N
     fused = Entry("a/1", fused_from("cup", said[1].caption), caption="A fused cup.")
     other = Entry("a/0", fused_from("another", said[0].caption), caption="Of another raw caption.")
     shelf(tmp_path, FUSED).record(*SHARD, [[fused, other]])
-    annotations = Annotations([tmp_path], "photos")
+    annotations = Annotations([tmp_path], SOURCE)
     joined = annotations.join(scores())
     assert annotations.tags == TAGS
     texts = [{one["split"]: one["text"] for one in row} for row in joined["captions"].to_pylist()]
@@ -158,12 +160,12 @@ def test_captions_and_tags_join_by_the_bytes_of_the_picture(tmp_path: Path) -> N
 
 
 def test_without_annotations_nothing_changes_and_a_folder_without_any_is_named(tmp_path: Path) -> None:
-    nothing = Annotations([], "photos")
+    nothing = Annotations([], SOURCE)
     assert nothing.join(scores()) == scores() and nothing.tags == ()
     with pytest.raises(AnnotateError, match=r"holds no annotations; run launch/annotate\.py"):
-        Annotations([tmp_path], "photos")
+        Annotations([tmp_path], SOURCE)
     shelf(tmp_path)
-    empty = Annotations([tmp_path], "elsewhere").join(scores())
+    empty = Annotations([tmp_path], SourceConfig(path=Path("x"), name="elsewhere")).join(scores())
     assert empty["tag.image_type"].to_pylist() == [""] * 4 and empty.select(scores().column_names) == scores()
 
 

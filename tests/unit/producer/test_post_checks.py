@@ -56,6 +56,7 @@ def distance(one: str, other: str) -> int:
 def test_quotations_are_found_in_both_languages_whatever_their_marks() -> None:
     text = 'A sign says “Open 24h”, a poster "SALE" and 「开门」 beside 『ＡＢＣ』; it\'s "..." and «Été», „Tür“.'
     assert quotations(text) == ["open24h", "sale", "开门", "abc", "été", "tür"]
+    assert quotations('"Привет" and "مرحبا" are not read here, "Straße 9" is') == ["strasse9"]
     assert quotations("It's the dogs' day, 5' by 6'.") == [] == quotations('one " alone')
     assert letters("Ｈello,  WORLD!\n") == "helloworld"
     assert len(quotations('"a" ' * 10_000)) == 64
@@ -67,7 +68,7 @@ def test_agreement_counts_characters_that_are_read_too() -> None:
     assert agreement(["grandopenimg"], there) == pytest.approx(11 / 12)
     assert agreement(["closed"], there) < 0.5 < agreement(["grandopening", "xyz"], there) < 1
     assert agreement(["open"], "") == 0.0
-    assert read_lines("") is None is read_lines('{"a": 1}') and read_lines("[]") == ""
+    assert read_lines("") == "" == read_lines("[]") and read_lines('{"a": 1}') is None is read_lines("[3]")
 
 
 def test_captions_that_quote_what_is_not_there_are_told_from_those_that_do() -> None:
@@ -79,7 +80,7 @@ def test_captions_that_quote_what_is_not_there_are_told_from_those_that_do() -> 
         words(raw='It says "NOT THERE".'),
         words(recaption='It says "OPEN".'),
     ]
-    tags = [lines("Open"), lines("Open"), lines("Open"), lines("Open"), ""]
+    tags = [lines("Open")] * 4 + ["no tag"]
     found = judged("quoted_text", {}, captions=pa.array(captions, pa.list_(CAPTION)).to_pylist(), **{"tag__text": tags})
     assert found[0] == Judgement(1.0, True) and found[2:] == [NOT_JUDGED] * 3
     assert found[1].verdict is False and found[1].score is not None and found[1].score < 0.3
@@ -102,9 +103,9 @@ def test_evidence_for_what_disturbs_the_view_is_that_of_the_surest_operator() ->
     columns = {
         "tag__abnormal_element": ["yes", "yes", "no", "no", "", "yes"],
         "score__mosaic": [0.55, 0.0, 0.0, 0.55, 0.5, None],
-        "score__codes": [2.0, 0.0, 0.0, 0.0, 0.0, None],
+        "score__code": [2.0, 0.0, 0.0, 0.0, 0.0, None],
     }
-    settings = {"against": {"mosaic": 0.55, "codes": 1.0}, "min": 0.5}
+    settings = {"against": {"mosaic": 0.55, "code": 1.0}, "min": 0.5}
     found = judged("abnormal_agreement", settings, **columns)
     assert [one.score for one in found] == pytest.approx([1.0, 0.0, 1.0, 0.5, None, None])
     assert [one.verdict for one in found] == [True, False, True, True, None, None]
@@ -116,12 +117,12 @@ def test_a_check_without_what_it_compares_is_off_and_says_what_is_missing() -> N
     checks: dict[str, Any] = {"quoted_text": {}, "watermark_agreement": {}, "abnormal_agreement": {}}
     stage = stage_of(**checks)
     assert stage.off["watermark_agreement"] == "there is no score.watermark in this recipe"
-    assert stage.off["abnormal_agreement"] == "there is no score.mosaic in this recipe"
+    assert stage.off["abnormal_agreement"] == "there is no score.mosaic and no score.code in this recipe"
     assert "tag.text" in stage.off["quoted_text"] and not stage.tables
     assert {"quoted_text", "abnormal_agreement"} <= set(stage.names)
-    able = stage_of(mosaic={}, **checks)
+    able = stage_of(mosaic={}, code={}, **checks)
     assert [table.name for table in able.tables] == ["abnormal_agreement"]
-    alone = stage_of(annotated=False, mosaic={}, **checks)
+    alone = stage_of(annotated=False, mosaic={}, code={}, **checks)
     assert alone.off["abnormal_agreement"] == "there is no tag.abnormal_element in this recipe"
-    said = describe(OperatorsConfig.model_validate({"mosaic": {}} | checks), able)
+    said = describe(OperatorsConfig.model_validate({"mosaic": {}, "code": {}} | checks), able)
     assert said["image_type"] == {"annotated": True, "of": "tag"} and "off" in said["quoted_text"]
