@@ -99,7 +99,7 @@ class AnnotateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     @model_validator(mode="after")
     def _asks_one(self) -> "AnnotateConfig":
         if self.server and self.local:
-            raise ValueError("annotate: both server and local are set; choose one")
+            raise ValueError("both server and local are set; choose one")
         return self
 
     def folder(self, index: Path) -> Path:

@@ -84,7 +84,7 @@ def annotate(
     """
     model = _identity(config)
     found = Index.open(index)
-    source.require(pc.unique(found.table["source"]).to_pylist())
+    source.require(found.table["source"].unique().to_pylist())
     out = config.folder(index)
     with exclusive(out / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         shelves = {
