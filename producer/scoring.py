@@ -127,6 +127,17 @@ def count_failed(table: pa.Table, stage: Stage) -> tuple[dict[str, int], str]:
     return counts, example
 
 
+class ShardScorer:
+    """`score_shard` as an actor: Ray keeps it for many shards, and so the models that it loads with the first."""
+
+    def __init__(self, job: str) -> None:
+        """`job` is that of `score_shard`."""
+        self._job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return score_shard(row, self._job)
+
+
 @functools.lru_cache(maxsize=1)
 def _opened(job: str) -> tuple[Job, Reader, Stage]:
     """Once a worker process, so that models are loaded once."""
