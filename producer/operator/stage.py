@@ -18,6 +18,7 @@ from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
 from producer.operator.judgement import (
+    FINE,
     SIDE,
     CaptionOperator,
     Operator,
@@ -105,6 +106,11 @@ class Stage:
             tags=tuple(one for one in self.tags if one.name in names),
         )
 
+    @property
+    def fine(self) -> bool:
+        """Whether an operator looks for small things, at FINE pixels."""
+        return any(getattr(one, "fine", False) for one in (*self.single, *self.captions, *self.tags))
+
 
 def build_stage(config: OperatorsConfig) -> Stage:
     """The operators that `config` asks for; one that needs a model is off without it."""
@@ -181,6 +187,7 @@ def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     judges: list[Any] = [*stage.single, *stage.captions, *stage.tags]
     said: dict[str, Any] = {one.name: one.version for one in judges}
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
+    said |= {f"{one.name}.fine": FINE for one in judges if getattr(one, "fine", False)}
     contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
     said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
     return said
