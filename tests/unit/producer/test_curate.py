@@ -99,7 +99,8 @@ def test_every_planted_fault_is_dropped_by_the_operator_for_it_and_nothing_else_
 ) -> None:
     folder, _ = curated
     rows = Index.open(folder / "index").table.select(["key", "kept", "dropped_by"]).to_pylist()
-    planted = {item["key"]: item["operator"] for item in json.loads((corpus / "planted.json").read_text())}
+    said = json.loads((corpus / "planted.json").read_text())
+    planted = {item["key"]: item["operator"] for item in said if item["stage"] == 1}
     ours = [row for row in rows if not row["key"].startswith("retina-")]
     assert {row["key"]: row["dropped_by"] for row in ours if not row["kept"]} == planted
 
