@@ -7,6 +7,7 @@ depend on the source, the settings and what older generations kept, never on wha
 rows of a shard and a few thousand of others; what is as large as the set lies in files of `curate.work`, mapped.
 """
 
+import difflib
 import json
 import logging
 import queue
@@ -30,7 +31,7 @@ from producer.judging import judge
 from producer.lock import exclusive
 from producer.older import Older
 from producer.operator.broken import Broken
-from producer.operator.stage import OperatorsConfig, Stage, absolute, build_stage, describe
+from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe
 from producer.runs import Run, read_in_order, write_run
 from producer.scoring import Job, count_failed, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
@@ -97,9 +98,10 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, SourceError, ModelError, TokenizerError, LockError or ClusterError.
     """
     stage = build_stage(operators)
+    _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
     with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S), _scratch(config.scores) as scratch:
@@ -107,9 +109,9 @@ def curate(
         version = fingerprint(job, stage)
         paths = {shard: score_path(job, shard, version) for shard in shards}
         scored = _score_missing(job, stage, paths, config, progress)
-        judged = partial(judge, stage=stage, source=source.name, count_tokens=partial(count_tokens, tokenizer))
+        judged = partial(judge, stage=stage, source=source, count_tokens=partial(count_tokens, tokenizer))
         runs = _judge(list(paths.values()), judged, scratch, progress)
-        whole = Whole(stage, Older(config.index), scratch)
+        whole = Whole(stage, source, Older(config.index), scratch)
         for rows in read_in_order(runs, scratch):
             whole.add(rows)
         try:
@@ -182,6 +184,17 @@ def _check_failed(failed: Mapping[str, int], samples: int, example: str, config:
             f"{config.max_failed:.1%}; operators.{worst} on {failed[worst]} ({example}); mend it, turn it off, or "
             "allow more; curate.retry_failed = true tries again what failed"
         )
+
+
+def _check_exempt(source: SourceConfig, stage: Stage) -> None:
+    """CurateError where a source is exempt from an operator that there is not, or whose verdict is about its bytes."""
+    may = sorted({*stage.names, *OPT_IN} - {Broken.name})
+    for name, one in source.also.items():
+        wrong = next((operator for operator in one.exempt if operator not in may), "")
+        if wrong:
+            near = difflib.get_close_matches(wrong, may, 1)
+            said = f"did you mean {near[0]}?" if near else f"there are {', '.join(may)}"
+            raise CurateError(f"source.also.{name}.exempt: {wrong}: no operator to be exempt from; {said}")
 
 
 def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig) -> Job:

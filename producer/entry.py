@@ -220,24 +220,19 @@ def compile_entry(
     groups: list[Group] = []
     columns: list[tuple[int, np.ndarray, np.ndarray]] = []
     rates: list[list[float]] = []
-    streams: list[tuple[int, str, int]] = []
+    streams: list[_Stream] = []
     for (index, split), task in product(enumerate(selection.splits), sorted(recipe.tasks)):
         by_class = _columns(selection, index, task, (seen or {}).get(split))
         samples = unit_sizes(selection, recipe, cost, task) if by_class else []
         for kind, mine in by_class.items():
-            groups += [Group(split, task, selection.buckets[b], samples[b], kinds[kind]) for b in mine]
-            columns += [(index, old, fresh) for old, fresh in mine.values()]
-            weight = recipe.splits[split] * recipe.tasks[task]
-            if classes is not None:
-                weight *= float(classes.weight[kind])
+            weight = recipe.splits[split] * recipe.tasks[task] * (1 if classes is None else float(classes.weight[kind]))
             each = weight / sum(len(old) + len(fresh) for old, fresh in mine.values())
-            rates.append([each * (len(old) + len(fresh)) / samples[b] for b, (old, fresh) in mine.items()])
-            streams.append((index, task, kind))
-    if classes is not None and len(streams) > _MAX_STREAMS:
-        raise RecipeError(
-            f"recipe.classes: {len(classes.names)} classes that have rows make {len(streams)} streams of "
-            f"{', '.join(recipe.splits)}; at most {_MAX_STREAMS} can be mixed: give fewer tags or values a weight"
-        )
+            for size in sorted({samples[b] for b in mine}) if classes is not None else [0]:
+                part = {b: parts for b, parts in mine.items() if samples[b] == size or not size}
+                groups += [Group(split, task, selection.buckets[b], samples[b], kinds[kind]) for b in part]
+                columns += [(index, old, fresh) for old, fresh in part.values()]
+                rates.append([each * (len(old) + len(fresh)) / samples[b] for b, (old, fresh) in part.items()])
+                streams.append(_Stream(index, int(task != T2I), kind, size))
     counts = np.asarray([len(old) + len(fresh) for _, old, fresh in columns])
     sizes = np.asarray([group.samples for group in groups])
     lanes = np.clip(counts // (2 * sizes), 1, np.maximum(_LANES, _STRETCH // sizes))
@@ -249,7 +244,7 @@ def compile_entry(
         number=number,
         groups=tuple(groups),
         cost=cost,
-        streams=_streams([sum(rate) for rate in rates], streams, classes),
+        streams=_interleaved([sum(rate) for rate in rates], streams, classes),
         inside=tuple(Interleave.build(rate) for rate in rates),
         rows=np.concatenate(
             [_spread(part, t) for (_, *parts), t in zip(columns, turns.tolist(), strict=True) for part in parts]
@@ -283,13 +278,30 @@ def unit_sizes(selection: Selection, recipe: RecipeConfig, cost: CostModel, task
     return [sizes[bucket] for bucket in selection.buckets]
 
 
-def _streams(rates: list[float], streams: list[tuple[int, str, int]], classes: Classes | None) -> Interleave:
-    """The sequence of streams, each a split, a task and a class; of classes, splits and values are kept even too."""
+class _Stream(NamedTuple):
+    """Numbers of what a stream is of. With classes, one whose units have two sizes is two of them."""
+
+    split: int
+    task: int
+    kind: int
+    samples: int
+
+
+def _interleaved(rates: list[float], streams: list[_Stream], classes: Classes | None) -> Interleave:
+    """The sequence of streams. With classes there are many: then each, each split and each value is kept even."""
     if classes is None:
         return Interleave.build(rates)
-    split, task, kind = zip(*streams, strict=True)
-    marks = [np.asarray(split), np.asarray([name != T2I for name in task], np.int64), *classes.value[:, kind]]
-    return Interleave.balanced(rates, np.stack(marks))
+    whole = {stream[:3] for stream in streams}
+    if len(streams) > _MAX_STREAMS:
+        raise RecipeError(
+            f"recipe.classes: {len(classes.names)} classes that have rows make {len(whole)} streams of a split, a task "
+            f"and a class, {len(streams)} by size of unit; at most {_MAX_STREAMS} can be mixed: give fewer tags or "
+            "values a weight"
+        )
+    split, task, kind, samples = zip(*streams, strict=True)
+    one = [sorted(whole).index(stream[:3]) for stream in streams]
+    marks = np.stack([np.asarray(mark) for mark in (one, split, task, *classes.value[:, kind])])
+    return Interleave.balanced(rates, samples, marks)
 
 
 def _columns(

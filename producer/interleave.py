@@ -31,30 +31,28 @@ class Interleave:
         return cls(item[order].astype(np.int32), ordinal[order].astype(np.int32), counts)
 
     @classmethod
-    def balanced(cls, rates: Sequence[float], marks: np.ndarray) -> "Interleave":
-        """The same, where items share marks, int64 [kinds of marks, items], and every mark is spread evenly too.
+    def balanced(cls, rates: Sequence[float], samples: Sequence[int], marks: np.ndarray) -> "Interleave":
+        """The same, where a slot of an item is so many samples, and items share marks: int64 [kinds of marks, items].
 
-        Item by item alone, what a mark's items are early or late adds up. Each slot takes the item that is furthest
-        behind, its own arrears and those of its marks together: in integers, so the same on every machine.
+        Of every mark the share of samples is spread evenly too; item by item alone, what they are early or late adds
+        up. Each slot takes the item that is furthest behind, its own arrears and those of its marks together: in
+        integers, so the same on every machine.
         """
-        counts = _counts(rates)
+        counts, size = _counts(rates), np.asarray(samples, np.int64)
         alike = np.eye(len(counts), dtype=np.int64) + (marks[:, :, None] == marks[:, None, :]).sum(axis=0)
-        # What falls due to each item in a slot, and what an item that is taken takes from each.
-        due, taken = alike @ counts, alike * PERIOD
-        left, behind = counts.tolist(), np.zeros(len(counts), np.int64)
+        whole = int((counts * size).sum())
+        # By sample handed out: what falls due to each item and its marks, and what the item that is taken takes.
+        due, taken = alike @ (counts * size), alike * whole
+        left, behind = counts.tolist(), due * (whole // PERIOD)
         items = np.empty(PERIOD, np.int32)
         for slot in range(PERIOD):
-            behind += due
             item = int(behind.argmax())
-            behind -= taken[item]
+            behind += (due - taken[item]) * samples[item]
             items[slot] = item
             left[item] -= 1
             if not left[item]:
                 behind[item] = np.iinfo(np.int64).min // 2
-        order = np.argsort(items, kind="stable")
-        ordinals = np.empty(PERIOD, np.int32)
-        ordinals[order] = np.arange(PERIOD) - np.repeat(np.cumsum(counts) - counts, counts)
-        return cls(items, ordinals, counts)
+        return cls(items, _ordinals(items, counts), counts)
 
     def at(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each slot's item, and how many earlier slots had the same."""
@@ -75,3 +73,10 @@ def _counts(rates: Sequence[float]) -> np.ndarray:
     counts[np.argmax(counts)] += PERIOD - counts.sum()
     assert counts.min() > 0
     return counts
+
+
+def _ordinals(items: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How often each slot's item came before it: int32."""
+    found = np.empty(len(items), np.int32)
+    found[np.argsort(items, kind="stable")] = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return found

@@ -19,6 +19,7 @@ from producer.operator.judgement import (
     what_failed,
 )
 from producer.operator.stage import Stage
+from producer.source.reader import SourceConfig
 
 # What is known of a sample beside the index, for comparing samples with each other.
 COMPARED = ("dhash", "phash_mirror", "dhash_mirror")
@@ -26,9 +27,9 @@ _COPIED = ("key", "shard", "member", "offset", "size", "width", "height", "sha25
 
 
 def judge(
-    scores: pa.Table, stage: Stage, *, source: str, count_tokens: Callable[[Sequence[str]], list[int]]
+    scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pa.Table:
-    """What single samples are judged by, for a score file (see scoring.py): the columns of `judged_schema`.
+    """What is said of single samples, for a score file (see scoring.py) of `source`: the columns of `judged_schema`.
 
     A sample is dropped by the first operator of `stage` that says no.
     """
@@ -39,16 +40,24 @@ def judge(
     of_captions: dict[str, CaptionOperator | TextOperator] = {one.name: one for one in stage.captions}
     of_captions |= {one.name: one for one in stage.texts}
     of_samples = {one.name: one for one in stage.single}
+    origin = [source.of(shard)[0] for shard in scores["shard"].to_pylist()]
     for name in said:
+        spared = source.exempt(name)
         failed = _failed(scores, name)
         if name in of_samples:
             said[name] = _judge(scores, of_samples[name], failed)
         elif name in of_captions:
-            said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed)
+            hears = [one not in spared for one in origin]
+            said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed, hears)
         for row, why in failed.items():
             said[name][row] = Judgement(None, False, f"{FAILED}{why}")
+        if spared:
+            said[name] = [
+                one._replace(verdict=None, reason="") if of in spared else one
+                for one, of in zip(said[name], origin, strict=True)
+            ]
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
-    columns |= {"source": [source] * number, "captions": [row.captions for row in words]}
+    columns |= {"source": origin, "captions": [row.captions for row in words]}
     for name in said:
         if stage.kinds[name] == "tag":
             columns[f"tag.{name}"] = [""] * number if name in stage.off else scores[f"tag.{name}"]
@@ -119,9 +128,13 @@ def _words(captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequenc
 
 
 def _judge_captions(
-    scores: pa.Table, words: list[_Words], one: CaptionOperator | TextOperator, failed: dict[int, str]
+    scores: pa.Table,
+    words: list[_Words],
+    one: CaptionOperator | TextOperator,
+    failed: dict[int, str],
+    hears: Sequence[bool],
 ) -> tuple[list[Judgement], list[list[float | None] | None]]:
-    """Judgements of the samples by what `one` says of their captions, and each row's scores by caption."""
+    """Judgements of the samples by what `one` says of their captions, where one `hears` it, and scores by caption."""
     if f"score.{one.name}" in scores.column_names:
         values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
         none: list[Score] = []
@@ -133,7 +146,9 @@ def _judge_captions(
         assert not hasattr(one, "score_captions")
         found = _score_texts(one, words, failed)
     judged = [
-        NOT_JUDGED if row in failed else said.hear(one.name, [one.judge(score) for score in found[row]])
+        NOT_JUDGED
+        if row in failed or not hears[row]
+        else said.hear(one.name, [one.judge(score) for score in found[row]])
         for row, said in enumerate(words)
     ]
     return judged, [None if row in failed else [score.value for score in mine] for row, mine in enumerate(found)]

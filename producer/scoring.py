@@ -70,7 +70,8 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
     """Where the scores of `shard` by the operators of `fingerprint` are kept."""
-    content = json.dumps([*job.source.identity(), shard.name, shard.stamp, shard.members])
+    _, source = job.source.of(shard.name)
+    content = json.dumps([*source.identity(), shard.name, shard.stamp, shard.members])
     return job.scores / fingerprint[:16] / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
 
 

@@ -24,6 +24,7 @@ from producer.operator.judgement import Facts, Judgement, Judgements, SetOperato
 from producer.operator.stage import Stage
 from producer.runs import read_in_order, write_run
 from producer.scratch import Column, Tables, filled, write_table
+from producer.source.reader import SourceConfig
 
 _FACTS = {
     "left": np.bool_,  # kept so far
@@ -54,8 +55,8 @@ class _Said:
 class Whole:
     """All rows of a set, judged one by one, and what is then said of all of them; files lie in the folder `scratch`."""
 
-    def __init__(self, stage: Stage, older: Older, scratch: Path) -> None:
-        self._stage, self._older, self._scratch = stage, older, scratch
+    def __init__(self, stage: Stage, source: SourceConfig, older: Older, scratch: Path) -> None:
+        self._stage, self._source, self._older, self._scratch = stage, source, older, scratch
         self._shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
         self._rows = Tables(scratch / "rows.arrow", judged_schema(stage), ROW_GROUP)
         self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
@@ -102,7 +103,7 @@ class Whole:
                 self._look(table)
 
     def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
-        rows = np.flatnonzero(self._left & facts["comparable"])
+        rows = np.flatnonzero(self._left & facts["comparable"] & ~self._spared(one.name))
         sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
         age, hashes = (kind(*(facts[name][rows] for name in kind._fields)) for kind in (Age, Hashes))
         found = one.cluster(Facts(age, sha256, hashes))
@@ -122,8 +123,9 @@ class Whole:
 
     def _look(self, one: TableOperator) -> None:
         shape = pa.schema([self._shape.field(name) for name in one.needs])
-        rows = np.flatnonzero(self._left)
-        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._kept(one.needs))
+        seen = self._left & ~self._spared(one.name)
+        rows = np.flatnonzero(seen)
+        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(seen, one.needs))
         said = one.judge_table(table)
         judged = said if isinstance(said, Judgements) else _columns(said)
         if len(judged.score) != len(rows):
@@ -136,10 +138,19 @@ class Whole:
         mine.score[rows], mine.verdict[rows] = judged.score, judged.verdict
         self._left[rows] = np.asarray(judged.verdict) != 0
 
-    def _kept(self, names: Sequence[str]) -> Iterator[pa.Table]:
+    def _seen(self, seen: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
         for start, batch in self._walk():
-            left = self._left[start : start + batch.num_rows]
-            yield self._known(start, batch, names).filter(pa.array(left))
+            rows = pa.array(seen[start : start + batch.num_rows])
+            yield self._known(start, batch, names).filter(rows)
+
+    def _spared(self, name: str) -> np.ndarray:
+        """Whether each row is of a source whose samples operator `name` does not drop; bool [n] or one for all."""
+        exempt = self._source.exempt(name)
+        if not exempt:
+            return np.zeros(1, bool)
+        names = pa.array(sorted(exempt))
+        spared = [np.asarray(pc.is_in(batch.column("source"), names)) for _, batch in self._walk()]
+        return np.concatenate([np.zeros(0, bool), *spared])
 
     def _say(self, name: str, reason: Callable[[np.ndarray], pa.Array]) -> _Said:
         score, verdict = self._filled(f"score.{name}", np.float64, np.nan), self._filled(f"verdict.{name}", np.int8, -1)
@@ -210,13 +221,13 @@ def _named(name: str) -> Iterator[None]:
 
 
 def decide(
-    scores: pa.Table, stage: Stage, *, source: str, count_tokens: Callable[[Sequence[str]], list[int]]
+    scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py) alone, sorted by key."""
+    """The index's rows for `scores` (see scoring.py) of `source`, with nothing older, sorted by key."""
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
         run = write_run(judge(scores, stage, source=source, count_tokens=count_tokens), scratch / "0.arrow")
-        whole = Whole(stage, Older(scratch / "none"), scratch)
+        whole = Whole(stage, source, Older(scratch / "none"), scratch)
         for rows in read_in_order([run] if run else [], scratch):
             whole.add(rows)
         whole.decide()

@@ -167,6 +167,8 @@ class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     stage: ClassVar[int]  # of arXiv 2508.02324 section 3.2; operators are asked by stage, then by name
     of: ClassVar[Literal["sample", "captions", "tag"]] = "sample"  # what it says something of; "tag": it is a Tagger
+    runs_model: ClassVar[bool] = False  # a neural network, on a GPU where there is one
+    always: ClassVar[bool] = False  # every recipe has its section: without its model it is seen to be off
 
     def operator(self) -> Judge:
         """The operator with these settings."""
