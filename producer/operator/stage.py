@@ -96,7 +96,8 @@ class Stage:
     @property
     def scored(self) -> list[str]:
         """The operators whose scores are stored."""
-        return [one.name for one in (*self.single, *self.captions, *self.tags)]
+        judges: list[Any] = [*self.single, *self.captions, *self.tags]
+        return [one.name for one in judges]
 
     def only(self, names: Collection[str]) -> "Stage":
         """The same with those of `names` alone among the operators whose scores are stored."""
