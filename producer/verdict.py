@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,14 @@ from producer.operator.judgement import (
     Score,
     SetOperator,
     TableOperator,
+    TableTagger,
     TextOperator,
 )
 from producer.operator.stage import Stage
+
+
+class VerdictError(ValueError):
+    """An operator asks for what is not known."""
 
 
 def decide(
@@ -60,9 +65,17 @@ def decide(
     shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
     for name, kind in stage.kinds.items():
         if kind == "tag":
-            columns[f"tag.{name}"] = [""] * len(keys) if name in stage.off else scores[f"tag.{name}"]
+            there = f"tag.{name}" in scores.column_names and name not in stage.off
+            columns[f"tag.{name}"] = scores[f"tag.{name}"] if there else [""] * len(keys)
     for table in stage.tables:
-        said[table.name] = _look(columns, said, values, table, shape)
+        rows, seen = _look(columns, said, values, table, shape)
+        if hasattr(table, "tag_table"):
+            found: Sequence[Any] = table.tag_table(seen)
+            into: list[Any] = columns[f"tag.{table.name}"]
+        else:
+            found, into = cast(TableOperator, table).judge_table(seen), said[table.name]
+        for row, one_found in zip(rows.tolist(), found, strict=True):
+            into[row] = one_found
     for name in stage.names:
         columns |= _column(name, said[name], values)
     columns |= _decisions([said[name] for name in stage.names], stage.names)
@@ -127,19 +140,22 @@ def _look(
     columns: dict[str, Any],
     said: dict[str, list[Judgement]],
     values: dict[str, Any],
-    one: TableOperator,
+    one: TableOperator | TableTagger,
     shape: pa.Schema,
-) -> list[Judgement]:
-    """Judgements by a table operator of the rows that all before it keep."""
+) -> tuple[np.ndarray, pa.Table]:
+    """The rows that all before it keep, and the columns of them that a table operator asks for."""
     kept = np.flatnonzero(_kept(said, len(columns["key"])))
     known = columns | {key: value for name in said for key, value in _column(name, said[name], values).items()}
     missing = [name for name in one.needs if name not in known]
-    assert not missing, f"{one.name} needs {missing}"
-    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in one.needs})
-    judged = [NOT_JUDGED] * len(columns["key"])
-    for row, judgement in zip(kept.tolist(), one.judge_table(table.take(kept)), strict=True):
-        judged[row] = judgement
-    return judged
+    if missing:
+        kind, _, asked = missing[0].partition(".")
+        raise VerdictError(
+            f"operators.{one.name}: reads the {kind} of {asked}, which judges nothing here; "
+            f"add [operators.{asked}] to the recipe"
+        )
+    asked = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in known)))
+    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in asked})
+    return kept, table.take(kept)
 
 
 _COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash", "references")

@@ -23,6 +23,7 @@ from producer.operator.judgement import (
     OptIn,
     SetOperator,
     TableOperator,
+    TableTagger,
     Tagger,
     TextOperator,
 )
@@ -68,6 +69,10 @@ else:
     )
 
 
+class StageError(ValueError):
+    """The operators of a recipe do not go together."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Operators ready to judge."""
@@ -78,7 +83,7 @@ class Stage:
     texts: tuple[TextOperator, ...]  # judge captions by their words alone
     tags: tuple[Tagger, ...]  # in parallel
     whole: tuple[SetOperator, ...]  # see what those keep, one after the other
-    tables: tuple[TableOperator, ...]  # see what is still kept then, one after the other
+    tables: tuple[TableOperator | TableTagger, ...]  # see what is still kept then, each after those it builds on
     off: dict[str, str]  # operator -> why it does not judge
     kinds: dict[
         str, str
@@ -96,7 +101,7 @@ def build_stage(config: OperatorsConfig) -> Stage:
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
     kinds = {one.name: "sample" for one in judges} | {Nsfw.name: "sample"}
     off: dict[str, str] = {}
-    tables: list[TableOperator] = []
+    tables: list[TableOperator | TableTagger] = []
     if config.nsfw.model is None:
         off[Nsfw.name] = "no classifier: set operators.nsfw.model to a folder"
     else:
@@ -104,8 +109,8 @@ def build_stage(config: OperatorsConfig) -> Stage:
     for name, asked in _asked(config).items():
         if why := asked.off_reason():
             off[name], kinds[name] = why, asked.of
-        elif hasattr(one := asked.operator(), "judge_table"):
-            tables.append(cast(TableOperator, one))
+        elif hasattr(one := asked.operator(), "judge_table") or hasattr(one, "tag_table"):
+            tables.append(cast(TableOperator | TableTagger, one))
         else:
             judges.append(one)
             kinds[name] = asked.of
@@ -117,10 +122,28 @@ def build_stage(config: OperatorsConfig) -> Stage:
         _able(judges, "score_texts"),
         _able(judges, "tag"),
         whole,
-        tuple(tables),
+        (last := _in_turn(tables)),
         off,
-        kinds | {one.name: "sample" for one in whole} | {one.name: "sample" for one in tables},
+        kinds | {one.name: "sample" for one in whole} | {one.name: _table_kind(one) for one in last},
     )
+
+
+def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator | TableTagger, ...]:
+    """`tables` in their order, but each after those whose columns it reads."""
+    left, found = list(tables), []
+    while left:
+        made = {f"{kind}.{one.name}" for one in left for kind in ("tag", "score")}
+        ready = [one for one in left if not made & {*one.needs, *getattr(one, "may", ())}]
+        if not ready:
+            circle = ", ".join(one.name for one in left)
+            raise StageError(f"operators: {circle} each read what another of them says; let one do without")
+        found.append(ready[0])
+        left.remove(ready[0])
+    return tuple(found)
+
+
+def _table_kind(one: TableOperator | TableTagger) -> str:
+    return "tag" if hasattr(one, "tag_table") else "sample"
 
 
 def _asked(config: OperatorsConfig) -> dict[str, OptIn]:
