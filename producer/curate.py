@@ -6,6 +6,7 @@ process: the index's bytes depend on the source and the settings, never on what 
 rows fit in memory (about 1 KB each).
 """
 
+import difflib
 import json
 import logging
 import queue
@@ -24,7 +25,7 @@ from producer.api.bucket import Bucket, bucket, nearest
 from producer.index import write_generation
 from producer.lock import exclusive
 from producer.operator.broken import Broken
-from producer.operator.stage import OperatorsConfig, absolute, build_stage, describe
+from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Shard
@@ -94,9 +95,10 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, SourceError, ModelError, TokenizerError, LockError or ClusterError.
     """
     stage = build_stage(operators)
+    _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
     with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S):
@@ -105,7 +107,7 @@ def curate(
         paths = {shard: score_path(job, shard, version) for shard in shards}
         scores, scored = _scores(job, paths, config, progress)
         progress(Progress("judging", len(shards), len(shards), scores.num_rows))
-        rows = decide(scores, stage, source=source.name, count_tokens=partial(count_tokens, tokenizer))
+        rows = decide(scores, stage, source=source, count_tokens=partial(count_tokens, tokenizer))
         dropped, example = _dropped(rows)
         if sum(dropped.values()) == rows.num_rows:
             said = ", ".join(f"{number} by {name} ({example[name]})" for name, number in dropped.items())
@@ -129,6 +131,17 @@ def curate(
         shards=len(shards),
         scored=scored,
     )
+
+
+def _check_exempt(source: SourceConfig, stage: Stage) -> None:
+    """CurateError where a source is exempt from an operator that there is not, or whose verdict is about its bytes."""
+    may = sorted({*stage.names, *OPT_IN} - {Broken.name})
+    for name, one in source.also.items():
+        wrong = next((operator for operator in one.exempt if operator not in may), "")
+        if wrong:
+            near = difflib.get_close_matches(wrong, may, 1)
+            said = f"did you mean {near[0]}?" if near else f"there are {', '.join(may)}"
+            raise CurateError(f"source.also.{name}.exempt: {wrong}: no operator to be exempt from; {said}")
 
 
 def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig) -> Job:

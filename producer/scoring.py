@@ -44,6 +44,8 @@ _FACTS = [
     ("sha256", pa.string()),
     ("phash", pa.uint64()),
     ("dhash", pa.uint64()),
+    ("phash_mirror", pa.uint64()),  # of the mirrored picture
+    ("dhash_mirror", pa.uint64()),
     ("captions", pa.list_(_CAPTION)),
     ("references", pa.list_(REFERENCE)),
 ]
@@ -60,7 +62,8 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
     """Where the scores of `shard` by the operators of `fingerprint` are kept."""
-    content = json.dumps([*job.source.identity(), shard.name, shard.stamp, shard.members])
+    _, source = job.source.of(shard.name)
+    content = json.dumps([*source.identity(), shard.name, shard.stamp, shard.members])
     return job.scores / fingerprint[:16] / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
 
 
@@ -159,6 +162,8 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
         "sha256": "",
         "phash": 0,
         "dhash": 0,
+        "phash_mirror": 0,
+        "dhash_mirror": 0,
     }
     if raw.fault:
         return row, Sample(raw, None, raw.fault)
@@ -176,7 +181,7 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
     pixels = np.asarray(image)
     picture = Picture(*image.size, _reduced(pixels), _middle(pixels), orientation)
     row["width"], row["height"] = image.size
-    row["phash"], row["dhash"] = hash_pixels(picture.pixels)
+    row["phash"], row["dhash"], row["phash_mirror"], row["dhash_mirror"] = hash_pixels(picture.pixels)
     for number, place in enumerate(raw.references, 1):
         found = _look_at_reference(reader, raw.shard, place, stage.broken.limits)
         if isinstance(found, str):

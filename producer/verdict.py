@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from producer.clusters import Age
 from producer.index import schema
+from producer.neighbours import Hashes
 from producer.operator.judgement import (
     NOT_JUDGED,
     CaptionOperator,
@@ -23,16 +25,21 @@ from producer.operator.judgement import (
     TextOperator,
 )
 from producer.operator.stage import Stage
+from producer.source.reader import SourceConfig
 
 
 class VerdictError(ValueError):
-    """An operator asks for what is not known."""
+    """An operator asks for what no other says."""
 
 
 def decide(
-    scores: pa.Table, stage: Stage, *, source: str, count_tokens: Callable[[Sequence[str]], list[int]]
+    scores: pa.Table,
+    stage: Stage,
+    *,
+    source: SourceConfig,
+    count_tokens: Callable[[Sequence[str]], list[int]],
 ) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py), sorted by key.
+    """The index's rows for `scores` (see scoring.py) of `source`, sorted by key.
 
     A sample is dropped by the first operator of `stage` that says no. Operators that compare samples see only what all
     before them keep, so that a duplicate is never dropped for a sample that is dropped itself.
@@ -45,20 +52,28 @@ def decide(
     of_captions: dict[str, CaptionOperator | TextOperator] = {one.name: one for one in stage.captions}
     of_captions |= {one.name: one for one in stage.texts}
     of_samples = {one.name: one for one in stage.single}
+    origin = [source.of(shard)[0] for shard in scores["shard"].to_pylist()]
+    spared = {name: np.asarray([one in source.exempt(name) for one in origin], bool) for name in stage.names}
     for name in stage.kinds:
         if name in of_samples:
-            said[name] = _judge(scores, of_samples[name])
+            judged = _judge(scores, of_samples[name])
+            said[name] = [
+                one._replace(verdict=None, reason="") if spare else one
+                for one, spare in zip(judged, spared[name], strict=True)
+            ]
         elif name in of_captions:
-            said[name], values[name] = _judge_captions(scores, words, of_captions[name])
+            said[name], values[name] = _judge_captions(scores, words, of_captions[name], spared[name])
     cluster = np.arange(len(keys))
     # An edit is its references and words too: many start from one picture and differ little in what they end in.
     comparable = np.asarray(pc.list_value_length(scores["references"]), np.int64) == 0
     for one in stage.whole:
-        said[one.name], cluster = _compare(scores, keys, one, _kept(said, len(keys)) & comparable, cluster)
+        said[one.name], cluster = _compare(
+            scores, keys, one, _kept(said, len(keys)) & comparable & ~spared[one.name], cluster
+        )
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {
         "key": keys,
-        "source": [source] * len(keys),
+        "source": origin,
         "captions": [row.captions for row in words],
         "cluster": [keys[row] for row in cluster],
     }
@@ -67,15 +82,16 @@ def decide(
         if kind == "tag":
             there = f"tag.{name}" in scores.column_names and name not in stage.off
             columns[f"tag.{name}"] = scores[f"tag.{name}"] if there else [""] * len(keys)
+    none_spared = np.zeros(len(keys), bool)
     for table in stage.tables:
-        rows, seen = _look(columns, said, values, table, shape)
+        rows, seen = _look(columns, said, values, table, shape, spared.get(table.name, none_spared))
         if hasattr(table, "tag_table"):
             found: Sequence[Any] = table.tag_table(seen)
             into: list[Any] = columns[f"tag.{table.name}"]
         else:
             found, into = cast(TableOperator, table).judge_table(seen), said[table.name]
-        for row, one_found in zip(rows.tolist(), found, strict=True):
-            into[row] = one_found
+        for row, what in zip(rows.tolist(), found, strict=True):
+            into[row] = what
     for name in stage.names:
         columns |= _column(name, said[name], values)
     columns |= _decisions([said[name] for name in stage.names], stage.names)
@@ -120,7 +136,7 @@ def _words(captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequenc
 
 
 def _judge_captions(
-    scores: pa.Table, words: list[_Words], one: CaptionOperator | TextOperator
+    scores: pa.Table, words: list[_Words], one: CaptionOperator | TextOperator, spared: np.ndarray
 ) -> tuple[list[Judgement], list[list[float | None]]]:
     """Judgements of the samples by what `one` says of their captions, and each row's scores by caption."""
     if f"score.{one.name}" in scores.column_names:
@@ -132,7 +148,10 @@ def _judge_captions(
         said = one.score_texts(*([caption[name] for caption in captions] for name in ("split", "text", "tokens")))
         each = iter(said)
         found = [[next(each) for _ in row.captions] for row in words]
-    judged = [row.hear(one.name, [one.judge(score) for score in mine]) for row, mine in zip(words, found, strict=True)]
+    judged = [
+        NOT_JUDGED if spare else row.hear(one.name, [one.judge(score) for score in mine])
+        for row, mine, spare in zip(words, found, spared, strict=True)
+    ]
     return judged, [[score.value for score in row] for row in found]
 
 
@@ -142,9 +161,10 @@ def _look(
     values: dict[str, Any],
     one: TableOperator | TableTagger,
     shape: pa.Schema,
+    spared: np.ndarray,
 ) -> tuple[np.ndarray, pa.Table]:
     """The rows that all before it keep, and the columns of them that a table operator asks for."""
-    kept = np.flatnonzero(_kept(said, len(columns["key"])))
+    kept = np.flatnonzero(_kept(said, len(columns["key"])) & ~spared)
     known = columns | {key: value for name in said for key, value in _column(name, said[name], values).items()}
     missing = [name for name in one.needs if name not in known]
     if missing:
@@ -153,8 +173,8 @@ def _look(
             f"operators.{one.name}: reads the {kind} of {asked}, which judges nothing here; "
             f"add [operators.{asked}] to the recipe"
         )
-    asked = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in known)))
-    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in asked})
+    names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in known)))
+    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in names})
     return kept, table.take(kept)
 
 
@@ -189,16 +209,20 @@ def _compare(
     """Judgements by a set operator of the rows in `kept`, and the clusters after it."""
     rows = np.flatnonzero(kept)
     width, height = (np.asarray(scores[name], np.int64)[rows] for name in ("width", "height"))
-    phash, dhash = (np.asarray(scores[name], np.uint64)[rows] for name in ("phash", "dhash"))
-    sha256 = pc.take(scores["sha256"], rows).to_pylist()
-    found = one.cluster(Facts([keys[row] for row in rows], width * height, sha256, phash, dhash))
+    hashes = Hashes(*(np.asarray(scores[name], np.uint64)[rows] for name in Hashes._fields))
+    clarity = np.asarray(scores["score.clarity"], np.float64)[rows] if "score.clarity" in scores.schema.names else None
+    unknown = np.full(len(rows), np.nan)
+    age = Age(np.zeros(len(rows), np.int64), width * height, unknown if clarity is None else clarity)
+    digests = "".join(one[:32] for one in pc.take(scores["sha256"], rows).to_pylist())
+    sha256 = np.frombuffer(bytes.fromhex(digests), ">u8").astype(np.uint64).reshape(-1, 2)
+    found = one.cluster(Facts(age, sha256, hashes))
     judged = [NOT_JUDGED] * len(keys)
     joined = np.arange(len(keys))
     joined[rows] = rows[found.representative]
     for position, row in enumerate(rows.tolist()):
         itself = bool(joined[row] == row)
         score = float(found.score[position])
-        reason = "" if itself else found.reason[position]
+        reason = "" if itself else f"{found.reason} {keys[joined[row]]}"
         judged[row] = Judgement(None if np.isnan(score) else score, itself, reason)
     return judged, joined[cluster]
 

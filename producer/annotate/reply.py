@@ -17,7 +17,7 @@ from producer.source.caption import MAX_BYTES, checked
 # Characters of an answer that are looked at; the longest caption and as much beside it.
 LIMIT = 2 * MAX_BYTES
 LEAD = 16 << 10  # characters of free text ahead of the JSON
-_STARTS = 64  # braces at which the JSON may begin
+_STARTS = 32  # braces at which the JSON may begin
 _LINE = 200  # characters of a type, a style or a watermark
 _WATERMARKS = 32
 _DETAIL = 300  # characters of what is wrong, which is kept and said to the model
@@ -97,11 +97,11 @@ def _find(text: str, key: str) -> dict[str, Any] | None:
     for start in _starts(text):
         if start < end:
             continue
-        for candidate in (text[start:], _without_commas(text[start:])):
-            value, length = _decode(candidate)
-            if isinstance(value, dict) and key in value:
-                found, end = value, start + length
-                break
+        value, length = _decode(text[start:])
+        if value is None and (mended := _without_commas(text[start:])) != text[start:]:
+            value, length = _decode(mended)
+        if isinstance(value, dict) and key in value:
+            found, end = value, start + length
     return found
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import concurrent.futures
 import io
 import json
 import os
@@ -70,7 +71,7 @@ class Server:
         # Every wait inside has a deadline.
         try:
             return future.result()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, concurrent.futures.CancelledError):
             raise AnnotateError("annotate: the connection to the server was ended") from None
 
     async def _end(self) -> None:

@@ -76,8 +76,9 @@ class Threads:
     def _hand(self, batch: Batch) -> None:
         if len(self._threads) < self._count:
             name = f"annotate-{len(self._threads)}"
-            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
         self._in.put(batch)
 
     def _work(self) -> None:

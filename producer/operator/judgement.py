@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
+from producer.clusters import Age
+from producer.neighbours import Hashes
 from producer.source.shard import RawSample
 
 # Pixels of the longest side that operators see at most, so that a score does not depend on the size of the scan and a
@@ -164,6 +166,8 @@ class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     stage: ClassVar[int]  # of arXiv 2508.02324 section 3.2; operators are asked by stage, then by name
     of: ClassVar[Literal["sample", "captions", "tag"]] = "sample"  # what it says something of; "tag": it is a Tagger
+    runs_model: ClassVar[bool] = False  # a neural network, on a GPU where there is one
+    always: ClassVar[bool] = False  # every recipe has its section: without its model it is seen to be off
 
     def operator(self) -> Judge:
         """The operator with these settings."""
@@ -190,13 +194,11 @@ class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """The samples that every other operator would keep, a row each."""
+    """The samples that every other operator would keep, a row each, sorted by key."""
 
-    key: Sequence[str]
-    pixels: np.ndarray  # int64
-    sha256: Sequence[str]
-    phash: np.ndarray  # uint64
-    dhash: np.ndarray  # uint64
+    age: Age
+    sha256: np.ndarray  # uint64 [n, 2], its first 128 bits
+    hashes: Hashes
 
 
 class Clusters(NamedTuple):
@@ -204,7 +206,7 @@ class Clusters(NamedTuple):
 
     representative: np.ndarray  # int64
     score: np.ndarray  # float64, NaN where not judged
-    reason: list[str]  # for the rows not kept
+    reason: str  # for the rows not kept, before the key of the one that is
 
 
 class SetOperator(Protocol):

@@ -1,7 +1,7 @@
 """What is written in a picture: read once, for every operator that judges text.
 
-rapidocr with PP-OCRv6's weights, which are inside its package: nothing is fetched. Its drawing helpers would be fetching a
-font and are not called.
+rapidocr with PP-OCRv6's weights, which are inside its package: nothing is fetched. Its drawing helpers would fetch a
+font and are never called.
 """
 
 import functools

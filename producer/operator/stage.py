@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, Field, create_model
 
-from producer.digest import hash_folder
 from producer.operator.broken import Broken, BrokenConfig
 from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
@@ -28,7 +27,6 @@ from producer.operator.judgement import (
     TextOperator,
 )
 from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig
-from producer.operator.nsfw import Nsfw, NsfwConfig
 from producer.operator.resolution import Resolution, ResolutionConfig
 
 
@@ -51,7 +49,6 @@ class _StageOneConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     broken: BrokenConfig = Field(default_factory=BrokenConfig)
     file_size: FileSizeConfig = Field(default_factory=FileSizeConfig)
     resolution: ResolutionConfig = Field(default_factory=ResolutionConfig)
-    nsfw: NsfwConfig = Field(default_factory=NsfwConfig)
     near_duplicate: NearDuplicateConfig = Field(default_factory=NearDuplicateConfig)
 
 
@@ -65,7 +62,10 @@ else:
         __base__=_StageOneConfig,
         __module__=__name__,
         __doc__="A section an operator: its thresholds, and what it needs to score.",
-        **{name: (kind | None, None) for name, kind in OPT_IN.items()},
+        **{
+            name: (kind, Field(default_factory=kind)) if kind.always else (kind | None, None)
+            for name, kind in OPT_IN.items()
+        },
     )
 
 
@@ -99,13 +99,9 @@ def build_stage(config: OperatorsConfig) -> Stage:
     """The operators that `config` asks for; one that needs a model is off without it."""
     broken = Broken(config.broken)
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
-    kinds = {one.name: "sample" for one in judges} | {Nsfw.name: "sample"}
+    kinds = {one.name: "sample" for one in judges}
     off: dict[str, str] = {}
     tables: list[TableOperator | TableTagger] = []
-    if config.nsfw.model is None:
-        off[Nsfw.name] = "no classifier: set operators.nsfw.model to a folder"
-    else:
-        judges.append(Nsfw(config.nsfw))
     for name, asked in _asked(config).items():
         if why := asked.off_reason():
             off[name], kinds[name] = why, asked.of
@@ -157,10 +153,12 @@ def _able(judges: list[Any], method: str) -> tuple[Any, ...]:
 
 def absolute(config: OperatorsConfig) -> OperatorsConfig:
     """The same for a process in another folder."""
-    nsfw = config.nsfw
-    if nsfw.model is not None:
-        nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
-    return config.model_copy(update={"nsfw": nsfw} | {name: one.absolute() for name, one in _asked(config).items()})
+    return config.model_copy(update={name: one.absolute() for name, one in _asked(config).items()})
+
+
+def runs_models(config: OperatorsConfig) -> bool:
+    """Whether an operator that judges runs a neural network."""
+    return any(one.runs_model and not one.off_reason() for one in _asked(config).values())
 
 
 def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
@@ -172,8 +170,6 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
         mine = asked.get(one.name)
         thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}
         said[one.name] = {"version": one.version, **thresholds}
-    if config.nsfw.model is not None:
-        said[Nsfw.name]["model"] = hash_folder(config.nsfw.model)
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
 
 
@@ -185,6 +181,4 @@ def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
     contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
     said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
-    if config.nsfw.model is not None:
-        said |= {"nsfw.model": hash_folder(config.nsfw.model), "nsfw.unsafe": list(config.nsfw.unsafe)}
     return said

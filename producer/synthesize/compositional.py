@@ -121,7 +121,7 @@ class Compositional:
             round(width * 0.78),
             round(height * 0.76),
             sizes=(least, max(least, round(min(width, height) * rng.uniform(0.14, 0.36)))),
-            leading=float(rng.uniform(1.15, 1.45)),
+            leading=float(rng.uniform(1.25, 1.5)),
             align="center" if rng.random() < 0.7 else "left",
         )
 

@@ -12,11 +12,13 @@ from launch.lettering import SIGNS, draw
 from launch.make_corpus import CorpusError, _package, make_corpus
 from launch.photographs import PHOTOGRAPHS
 from producer.api.bucket import ASPECTS, bucket, nearest
-from producer.operator.near_duplicate import NearDuplicateConfig, compare, hash_pixels
+from producer.neighbours import Hashes
+from producer.operator.near_duplicate import NearDuplicateConfig, hash_pixels
 from producer.picture import decode
 from producer.source.shard import RawSample
 from producer.source.store import LocalStore
 from producer.source.tars import Tars
+from tests.unit.producer.all_pairs import apart, closest
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,7 @@ def test_good_samples_are_no_near_duplicates_by_the_operators_own_measure(
     good: dict[str, tuple[RawSample, Image.Image]],
 ) -> None:
     hashes = np.asarray([hash_pixels(np.asarray(image)) for _, image in good.values()], np.uint64)
-    closest, _ = compare(hashes[:, 0], hashes[:, 1], 0)
-    nearest_key = min(zip(closest, good, strict=True))
+    nearest_key = min(zip(closest(apart(Hashes(*hashes.T))), good, strict=True))
     assert nearest_key[0] > NearDuplicateConfig().radius, nearest_key
 
 

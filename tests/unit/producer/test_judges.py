@@ -79,7 +79,7 @@ def rows(folder: Path) -> pa.Table:
     (shard,) = reader.shards()
     scored = list(score_batch(reader, list(reader.samples(shard)), stage()))
     table = pa.Table.from_pylist(scored, schema=score_schema(stage()))
-    return decide(table, stage(), source="set", count_tokens=lengths)
+    return decide(table, stage(), source=SourceConfig(path="nowhere", name="set"), count_tokens=lengths)
 
 
 def curated(tmp_path: Path) -> pa.Table:
@@ -121,7 +121,7 @@ def test_a_caption_that_fails_leaves_the_others_of_its_sample(tmp_path: Path) ->
     ]
     mine = replace(stage(), tables=(), kinds={name: kind for name, kind in stage().kinds.items() if name != "last"})
     table = pa.Table.from_pylist(list(score_batch(reader, raw, mine)), schema=score_schema(mine))
-    table = decide(table, mine, source="set", count_tokens=lengths)
+    table = decide(table, mine, source=SourceConfig(path="nowhere", name="set"), count_tokens=lengths)
     assert table["kept"].to_pylist() == [True, True]
     assert table["score.alike"].to_pylist() == [[0.0, None], [1.0, None]]
     found = select(table, RecipeConfig(splits={"raw": 1, "recaption": 1}))
@@ -134,7 +134,7 @@ def test_a_threshold_on_captions_bounds_the_splits_that_were_judged_alone(tmp_pa
     raw = [replace(one, captions={**one.captions, "recaption": "a"}) for one in reader.samples(reader.shards()[0])]
     mine = replace(stage(), tables=(), kinds={name: kind for name, kind in stage().kinds.items() if name != "last"})
     table = pa.Table.from_pylist(list(score_batch(reader, raw, mine)), schema=score_schema(mine))
-    table = decide(table, mine, source="set", count_tokens=lengths)
+    table = decide(table, mine, source=SourceConfig(path="nowhere", name="set"), count_tokens=lengths)
     bounded = {"alike": Threshold(min=2.0), "words": Threshold(max=2.0)}
     found = select(table, RecipeConfig(splits={"raw": 1, "recaption": 1}, thresholds={"alike": bounded["alike"]}))
     assert found.counts == {"raw": {"used": 1, "alike below 2": 1}, "recaption": {"used": 2}}

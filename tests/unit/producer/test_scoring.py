@@ -52,7 +52,12 @@ def score(folder: Path, operators: OperatorsConfig | None = None, kind: str = "t
 
 def judge(folder: Path, operators: OperatorsConfig | None = None, kind: str = "tars") -> dict[str, dict[str, Any]]:
     operators = operators or OperatorsConfig()
-    rows = decide(score(folder, operators, kind), build_stage(operators), source="set", count_tokens=lengths)
+    rows = decide(
+        score(folder, operators, kind),
+        build_stage(operators),
+        source=SourceConfig(path="nowhere", name="set"),
+        count_tokens=lengths,
+    )
     return {row["key"]: row for row in rows.to_pylist()}
 
 
