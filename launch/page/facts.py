@@ -91,7 +91,6 @@ def _side(side: Side) -> dict[str, Any]:
 def _sample(found: Survey) -> dict[str, Any]:
     """The rows that sliders count with, as many as there is room for."""
     table = found.sampled.table
-    assert table is not None
     judged = [one for one in found.judges if one.scores]
     of_captions = sum(one.kind == "captions" for one in judged)
     captions = int(lengths(table["captions"]).sum()) / max(1, table.num_rows)

@@ -75,7 +75,7 @@ def _planned(entry: Entry, settings: Settings) -> tuple[dict[str, float], dict[s
     buckets: Counter[str] = Counter()
     for group, size in zip(entry.groups, entry.sizes.tolist(), strict=True):
         name = group.split, group.task
-        buckets[str(group.bucket)] += weights[name] / planned * size / rows[name]  # type: ignore[assignment]
+        buckets[str(group.bucket)] += weights[name] / planned * size / rows[name]
     return streams, dict(buckets)
 
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn
+from producer.operator.judgement import Judgements, OptIn
 
 
 class BestPerClassConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -43,38 +44,31 @@ class BestPerClass:
     def __init__(self, config: BestPerClassConfig) -> None:
         self._config = config
         quality = tuple(f"score.{name}" for name in config.quality)
-        self.needs = ("key", f"tag.{config.by}", *quality)
+        self.needs = (f"tag.{config.by}", *quality)
         self.may = (f"score.{config.aesthetic}",)
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        scores = [
-            np.asarray(table[name].to_numpy(), np.float64)
-            for name in (*self.needs[2:], *self.may)
-            if name in table.column_names
-        ]
-        judged = [one for one in scores if not np.isnan(one).all()]
+    def judge_table(self, table: pa.Table) -> Judgements:
+        number = table.num_rows
+        names = [name for name in (*self.needs[1:], *self.may) if name in table.column_names]
+        scores = {name.removeprefix("score."): np.asarray(table[name].to_numpy(), np.float64) for name in names}
+        judged = {name: score for name, score in scores.items() if not np.isnan(score).all()}
+        found = np.full(number, np.nan)
+        verdict, reason = np.full(number, -1, np.int8), np.full(number, "", object)
         if not judged:
-            return [NOT_JUDGED] * table.num_rows
-        by = " and ".join(self._named(table))
-        classes, of = np.unique(np.asarray(table[self.needs[1]].fill_null("").to_pylist(), object), return_inverse=True)
-        found = [NOT_JUDGED] * table.num_rows
+            return Judgements(found, verdict, pa.array(reason.tolist(), pa.string()))
+        coded = pc.fill_null(table[self.needs[0]], "").combine_chunks().dictionary_encode()
+        of, classes = np.asarray(coded.indices), coded.dictionary.to_pylist()
         order = np.argsort(of, kind="stable")
-        for number, rows in enumerate(np.split(order, np.cumsum(np.bincount(of, minlength=len(classes)))[:-1])):
-            product = np.prod([_ranks(one[rows]) for one in judged], axis=0)
+        for name, rows in zip(classes, np.split(order, np.cumsum(np.bincount(of))[:-1]), strict=True):
+            product = np.prod([_ranks(score[rows]) for score in judged.values()], axis=0)
             # Of equal ones the smaller key comes first: rows are sorted by key.
-            best_first = np.argsort(-product, kind="stable")
+            rows = rows[np.argsort(-product, kind="stable")]
             stay = max(self._config.least, int(np.ceil(self._config.keep * len(rows))))
-            said = f"of {classes[number] or 'no class'} by {by}"
-            for place, row in enumerate(rows[best_first].tolist()):
-                score = 1 - place / len(rows)
-                reason = "" if place < stay else f"{place + 1} of {len(rows)} {said}, kept up to {stay}"
-                found[row] = Judgement(score, place < stay, reason)
-        return found
-
-    def _named(self, table: pa.Table) -> list[str]:
-        """The scores that rank, by name."""
-        asked = [name for name in (*self.needs[2:], *self.may) if name in table.column_names]
-        return [name.removeprefix("score.") for name in asked if table[name].null_count < table.num_rows]
+            found[rows] = 1 - np.arange(len(rows)) / len(rows)
+            verdict[rows[:stay]], verdict[rows[stay:]] = 1, 0
+            said = f"below the best {stay} of {len(rows)} of {name or 'no class'} by {' and '.join(judged)}"
+            reason[rows[stay:]] = said
+        return Judgements(found, verdict, pa.array(reason.tolist(), pa.string()))
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:

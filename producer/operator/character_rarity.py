@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn
+from producer.operator.judgement import Judgements, OptIn
 from producer.operator.rule_file import caption_texts, read_lines
 
 # Of a sample's distinct characters: one alone is too often misread, and more would favour long texts.
@@ -41,7 +41,7 @@ class CharacterRarity:
     needs = ("captions",)
     may = ("tag.text",)
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
+    def judge_table(self, table: pa.Table) -> Judgements:
         read = table["tag.text"].to_pylist() if "tag.text" in table.column_names else [""] * table.num_rows
         texts = [
             _letters([*read_lines(lines), *(quote for text in mine for quote in quotes(text))])
@@ -50,14 +50,14 @@ class CharacterRarity:
         seen = Counter(letter for letters in texts for letter in letters)
         whole = sum(1 for letters in texts if letters)
         bits = {letter: float(np.log2(whole / count)) for letter, count in seen.items()}
-        return [_judged([bits[letter] for letter in letters]) for letters in texts]
+        score = np.asarray([_mean_of_rarest([bits[letter] for letter in letters]) for letters in texts], np.float64)
+        verdict = np.where(np.isnan(score), -1, 1).astype(np.int8)
+        return Judgements(score, verdict, pa.array([""] * len(texts), pa.string()))
 
 
-def _judged(bits: list[float]) -> Judgement:
-    if not bits:
-        return NOT_JUDGED
+def _mean_of_rarest(bits: list[float]) -> float:
     rarest = sorted(bits, reverse=True)[:_RAREST]
-    return Judgement(sum(rarest) / len(rarest), True)
+    return sum(rarest) / len(rarest) if rarest else float("nan")
 
 
 def quotes(caption: str) -> list[str]:

@@ -4,8 +4,10 @@ Those of stage 1 always judge. Of every other file here, the operator judges whe
 """
 
 import importlib
+import json
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +18,7 @@ from producer.operator.caption import Caption
 from producer.operator.exact_duplicate import ExactDuplicate
 from producer.operator.file_size import FileSize, FileSizeConfig
 from producer.operator.judgement import (
+    FINE,
     SIDE,
     CaptionOperator,
     Operator,
@@ -93,6 +96,25 @@ class Stage:
     def names(self) -> list[str]:
         """Every operator that may drop a sample, the switched off ones too, in the order in which they are asked."""
         return [name for name, kind in self.kinds.items() if kind != "tag"]
+
+    @property
+    def scored(self) -> list[str]:
+        """The operators whose scores are stored."""
+        return [one.name for one in (*self.single, *self.captions, *self.tags)]
+
+    def only(self, names: Collection[str]) -> "Stage":
+        """The same with those of `names` alone among the operators whose scores are stored."""
+        return replace(
+            self,
+            single=tuple(one for one in self.single if one.name in names),
+            captions=tuple(one for one in self.captions if one.name in names),
+            tags=tuple(one for one in self.tags if one.name in names),
+        )
+
+    @property
+    def fine(self) -> bool:
+        """Whether an operator looks for small things, at FINE pixels."""
+        return any(getattr(one, "fine", False) for one in (*self.single, *self.captions, *self.tags))
 
 
 def build_stage(config: OperatorsConfig) -> Stage:
@@ -173,12 +195,22 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
 
 
+def scored_by(config: OperatorsConfig, stage: Stage) -> dict[str, str]:
+    """For each operator whose scores are stored, what they depend on, as JSON; under "" what facts do."""
+    said = {key: json.dumps(value) for key, value in scoring(config, stage).items()}
+    names = stage.scored
+    by = {name: " ".join(value for key, value in said.items() if key.split(".")[0] == name) for name in names}
+    facts = " ".join(value for key, value in said.items() if key.split(".")[0] not in names)
+    return {name: f"{facts} {value}" for name, value in by.items()} | {"": facts}
+
+
 def scoring(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     """The part of `describe` that scores depend on: all but thresholds."""
     asked = _asked(config)
     judges: list[Any] = [*stage.single, *stage.captions, *stage.tags]
     said: dict[str, Any] = {one.name: one.version for one in judges}
     said |= {"side": SIDE, "limits": list(stage.broken.limits), "hashes": NearDuplicate.version}
+    said |= {f"{one.name}.fine": FINE for one in judges if getattr(one, "fine", False)}
     contents = {name: asked[name].content() for name in said.keys() & asked.keys()}
     said |= {f"{name}.content": content for name, content in sorted(contents.items()) if content}
     return said

@@ -19,7 +19,8 @@ from skimage import data
 from launch.make_corpus import make_corpus
 from producer.api.bucket import ASPECTS
 from producer.cluster import ClusterError
-from producer.curate import CurateConfig, CurateError, Funnel, Progress, curate, within
+from producer.curate import CurateConfig, CurateError, Progress, curate, within
+from producer.funnel import Funnel
 from producer.index import Index
 from producer.lock import LockError, exclusive
 from producer.operator.pretrained import ModelError
