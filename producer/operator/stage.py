@@ -25,6 +25,7 @@ from producer.operator.judgement import (
     OptIn,
     SetOperator,
     TableOperator,
+    TableTagger,
     Tagger,
     TextOperator,
 )
@@ -71,6 +72,10 @@ else:
     )
 
 
+class StageError(ValueError):
+    """The operators of a recipe do not go together."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Operators ready to judge."""
@@ -81,7 +86,7 @@ class Stage:
     texts: tuple[TextOperator, ...]  # judge captions by their words alone
     tags: tuple[Tagger, ...]  # in parallel
     whole: tuple[SetOperator, ...]  # see what those keep, one after the other
-    tables: tuple[TableOperator, ...]  # see what is still kept then, one after the other
+    tables: tuple[TableOperator | TableTagger, ...]  # see what is still kept then, each after those it builds on
     off: dict[str, str]  # operator -> why it does not judge
     kinds: dict[
         str, str
@@ -123,21 +128,18 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
     kinds = {one.name: "sample" for one in judges}
     off: dict[str, str] = {}
-    tables: list[TableOperator] = []
+    tables: list[TableOperator | TableTagger] = []
     for name, asked in _asked(config).items():
         if why := asked.off_reason():
             off[name], kinds[name] = why, asked.of
-        elif hasattr(one := asked.operator(), "judge_table"):
-            tables.append(cast(TableOperator, one))
+        elif hasattr(one := asked.operator(), "judge_table") or hasattr(one, "tag_table"):
+            tables.append(cast(TableOperator | TableTagger, one))
         else:
             judges.append(one)
             kinds[name] = asked.of
     whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
     kinds |= dict.fromkeys(annotated, "tag")
-    for table in list(tables):
-        if missing := _missing(table.needs, kinds, off, tables):
-            tables.remove(table)
-            off[table.name], kinds[table.name] = f"there is no {' and no '.join(missing)} in this recipe", "sample"
+    _switch_off(tables, kinds, off)
     return Stage(
         broken,
         _able(judges, "score"),
@@ -145,24 +147,53 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
         _able(judges, "score_texts"),
         _able(judges, "tag"),
         whole,
-        tuple(tables),
+        (last := _in_turn(tables)),
         off,
-        kinds | {one.name: "sample" for one in whole} | {one.name: "sample" for one in tables},
+        kinds | {one.name: "sample" for one in whole} | {one.name: _table_kind(one) for one in last},
         tuple(annotated),
     )
 
 
+def _switch_off(tables: list[TableOperator | TableTagger], kinds: dict[str, str], off: dict[str, str]) -> None:
+    """Move those of `tables` to `off` that read what no operator says, and then those that read what these would."""
+    while lacking := {one.name: missing for one in tables if (missing := _missing(one.needs, kinds, off, tables))}:
+        for table in [one for one in tables if one.name in lacking]:
+            tables.remove(table)
+            kinds[table.name] = _table_kind(table)
+            off[table.name] = f"there is no {' and no '.join(lacking[table.name])} in this recipe"
+
+
 def _missing(
-    needs: Sequence[str], kinds: dict[str, str], off: dict[str, str], tables: list[TableOperator]
+    needs: Sequence[str], kinds: dict[str, str], off: dict[str, str], tables: list[TableOperator | TableTagger]
 ) -> list[str]:
     """Those columns of `needs` that no operator fills."""
-    there = {name: kind for name, kind in kinds.items() if name not in off} | {one.name: "sample" for one in tables}
+    there = {name: kind for name, kind in kinds.items() if name not in off} | {
+        one.name: _table_kind(one) for one in tables
+    }
     wanted = [need.partition(".") for need in needs]
     return [
         f"{kind}.{name}"
         for kind, dot, name in wanted
         if dot and (name not in there or (kind == "tag") != (there[name] == "tag"))
     ]
+
+
+def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator | TableTagger, ...]:
+    """`tables` in their order, but each after those whose columns it reads."""
+    left, found = list(tables), []
+    while left:
+        made = {f"{kind}.{one.name}" for one in left for kind in ("tag", "score")}
+        ready = [one for one in left if not made & {*one.needs, *getattr(one, "may", ())}]
+        if not ready:
+            circle = ", ".join(one.name for one in left)
+            raise StageError(f"operators: {circle} each read what another of them says; let one do without")
+        found.append(ready[0])
+        left.remove(ready[0])
+    return tuple(found)
+
+
+def _table_kind(one: TableOperator | TableTagger) -> str:
+    return "tag" if hasattr(one, "tag_table") else "sample"
 
 
 def _asked(config: OperatorsConfig) -> dict[str, OptIn]:
