@@ -251,7 +251,7 @@ def killed(source: Path, folder: Path, moment: int) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("moments", [2, pytest.param(40, marks=pytest.mark.long)])
 def test_killed_at_any_moment_and_started_again_the_index_is_the_same_to_the_byte(tmp_path: Path, moments: int) -> None:
     source = photos(tmp_path / "raw")
     whole = killed(source, tmp_path / "whole", 0)
@@ -267,7 +267,7 @@ def test_killed_at_any_moment_and_started_again_the_index_is_the_same_to_the_byt
         assert not list((folder / "curate").glob("judging-*")) and not list((folder / "index").glob(".writing-*"))
 
 
-@pytest.mark.parametrize("number", [60_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [40_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_set(tmp_path: Path, number: int) -> None:
     """Rows of about 800 bytes; what is anonymous beside a shard's rows is 100 bytes a row or so, for comparing them."""
     found = []
