@@ -29,7 +29,7 @@ _COPIED = ("key", "shard", "member", "offset", "size", "width", "height", "sha25
 def judge(
     scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pa.Table:
-    """What is said of single samples, for a score file (see scoring.py) of `source`: the columns of `judged_schema`.
+    """What single samples are judged by, for a score file (see scoring.py) of `source`: the columns of `judged_schema`.
 
     A sample is dropped by the first operator of `stage` that says no.
     """
@@ -42,20 +42,16 @@ def judge(
     of_samples = {one.name: one for one in stage.single}
     origin = [source.of(shard)[0] for shard in scores["shard"].to_pylist()]
     for name in said:
-        spared = source.exempt(name)
         failed = _failed(scores, name)
+        spared = {row for row, one in enumerate(origin) if one in source.exempt(name)}
         if name in of_samples:
             said[name] = _judge(scores, of_samples[name], failed)
         elif name in of_captions:
-            hears = [one not in spared for one in origin]
-            said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed, hears)
+            said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed, spared)
+        for row in spared:
+            said[name][row] = Judgement(said[name][row].score, None)
         for row, why in failed.items():
             said[name][row] = Judgement(None, False, f"{FAILED}{why}")
-        if spared:
-            said[name] = [
-                one._replace(verdict=None, reason="") if of in spared else one
-                for one, of in zip(said[name], origin, strict=True)
-            ]
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {"source": origin, "captions": [row.captions for row in words]}
     for name in said:
@@ -132,9 +128,9 @@ def _judge_captions(
     words: list[_Words],
     one: CaptionOperator | TextOperator,
     failed: dict[int, str],
-    hears: Sequence[bool],
+    spared: Container[int],
 ) -> tuple[list[Judgement], list[list[float | None] | None]]:
-    """Judgements of the samples by what `one` says of their captions, where one `hears` it, and scores by caption."""
+    """Judgements of the samples by what `one` says of their captions, and each row's scores by caption."""
     if f"score.{one.name}" in scores.column_names:
         values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
         none: list[Score] = []
@@ -147,7 +143,7 @@ def _judge_captions(
         found = _score_texts(one, words, failed)
     judged = [
         NOT_JUDGED
-        if row in failed or not hears[row]
+        if row in spared or row in failed
         else said.hear(one.name, [one.judge(score) for score in found[row]])
         for row, said in enumerate(words)
     ]

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from producer.index import REFERENCE
-from producer.operator.judgement import SIDE, Picture, Sample, Score, what_failed
+from producer.operator.judgement import FINE, SIDE, Picture, Sample, Score, what_failed
 from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, scored_by, scoring
 from producer.picture import Limits, PictureError, decode, decode_turned
@@ -125,6 +125,17 @@ def count_failed(table: pa.Table, stage: Stage) -> tuple[dict[str, int], str]:
             counts[name] = failed.num_rows
             example = example or f"{failed['key'][0].as_py()}: {failed[f'failed.{name}'][0].as_py()}"
     return counts, example
+
+
+class ShardScorer:
+    """`score_shard` as an actor: Ray keeps it for many shards, and so the models that it loads with the first."""
+
+    def __init__(self, job: str) -> None:
+        """`job` is that of `score_shard`."""
+        self._job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return score_shard(row, self._job)
 
 
 @functools.lru_cache(maxsize=1)
@@ -293,7 +304,8 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
     except PictureError as error:
         return row, Sample(raw, None, str(error))
     pixels = np.asarray(image)
-    picture = Picture(*image.size, _reduced(pixels), _middle(pixels), orientation)
+    fine = _reduced(pixels, FINE) if stage.fine and max(image.size) > SIDE else None
+    picture = Picture(*image.size, _reduced(pixels, SIDE), _middle(pixels), orientation, fine)
     row["width"], row["height"] = image.size
     row["phash"], row["dhash"], row["phash_mirror"], row["dhash_mirror"] = hash_pixels(picture.pixels)
     for number, place in enumerate(raw.references, 1):
@@ -318,9 +330,9 @@ def _look_at_reference(reader: Reader, shard: str, place: Place, limits: Limits)
     return {**place._asdict(), "width": width, "height": height, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
+def _reduced(pixels: np.ndarray, side: int) -> np.ndarray:
     height, width = pixels.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     if scale >= 1:
         return pixels
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -20,7 +20,7 @@ from producer.index import ROW_GROUP, schema
 from producer.judging import COMPARED, judge, judged_schema
 from producer.neighbours import Hashes
 from producer.older import Older
-from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator
+from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator, TableTagger
 from producer.operator.stage import Stage
 from producer.runs import read_in_order, write_run
 from producer.scratch import Column, Tables, filled, write_table
@@ -29,6 +29,7 @@ from producer.source.reader import SourceConfig
 _FACTS = {
     "left": np.bool_,  # kept so far
     "comparable": np.bool_,
+    "source": np.int16,  # number among the further sources, -1 for the first
     "generation": np.int64,
     "pixels": np.int64,
     "clarity": np.float64,
@@ -52,6 +53,14 @@ class _Said:
     reason: Callable[[np.ndarray], pa.Array]  # of rows that it drops
 
 
+@dataclass
+class _Tagged:
+    """What one operator calls every row: the number of its tag among `names`."""
+
+    tag: np.ndarray  # int32
+    names: pa.Array
+
+
 class Whole:
     """All rows of a set, judged one by one, and what is then said of all of them; files lie in the folder `scratch`."""
 
@@ -59,8 +68,10 @@ class Whole:
         self._stage, self._source, self._older, self._scratch = stage, source, older, scratch
         self._shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
         self._rows = Tables(scratch / "rows.arrow", judged_schema(stage), ROW_GROUP)
+        self._others = sorted(source.also)
         self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
         self._said: dict[str, _Said] = {}
+        self._tags: dict[str, _Tagged] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Take rows of `judged_schema` whose keys come after all before them."""
@@ -76,6 +87,7 @@ class Whole:
             "left": np.asarray(batch["kept"]),
             # An edit is its references and words too: many start from one picture, and differ little in their end.
             "comparable": np.asarray(pc.list_value_length(batch["references"])) == 0,
+            "source": np.asarray(pc.fill_null(pc.index_in(batch["source"], pa.array(self._others, pa.string())), -1)),
             "generation": self._older.first_kept(batch["key"].combine_chunks(), batch["sha256"].combine_chunks()),
             "pixels": np.asarray(batch["width"], np.int64) * np.asarray(batch["height"], np.int64),
             "clarity": np.full(len(batch), np.nan) if clarity is None else np.asarray(clarity, np.float64),
@@ -92,7 +104,7 @@ class Whole:
             self._note(batch)
         self._batches = self._rows.batches()
         facts = {name: column.whole() for name, column in self._columns.items()}
-        self._left = facts["left"]
+        self._left, self._origin = facts["left"], facts["source"]
         self._cluster = self._filled("cluster", np.int64, 0)
         self._cluster[:] = np.arange(len(self._left))
         for one in self._stage.whole:
@@ -103,7 +115,7 @@ class Whole:
                 self._look(table)
 
     def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
-        rows = np.flatnonzero(self._left & facts["comparable"] & ~self._spared(one.name))
+        rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
         sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
         age = Age(*(facts[name][rows] for name in Age._fields))
         hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
@@ -122,11 +134,39 @@ class Whole:
         self._left[rows] = of[rows] == rows
         self._cluster[:] = of[self._cluster]
 
-    def _look(self, one: TableOperator) -> None:
-        shape = pa.schema([self._shape.field(name) for name in one.needs])
-        seen = self._left & ~self._spared(one.name)
-        rows = np.flatnonzero(seen)
-        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(seen, one.needs))
+    def _look(self, one: TableOperator | TableTagger) -> None:
+        asked = self._asked(one.name)
+        rows = np.flatnonzero(asked)
+        shape = self._columns_for(one)
+        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
+        if hasattr(one, "tag_table"):
+            self._tag(one.name, rows, one.tag_table(table))
+        else:
+            self._hear(one, rows, table)
+
+    def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
+        """What there is by now of the columns that `one` asks for; WholeError if it cannot do without one."""
+        later = {name for table in self._stage.tables for name in _made(table)} - {
+            name for judged in (*self._said, *self._tags) for name in (f"score.{judged}", f"tag.{judged}")
+        }
+        there = set(self._shape.names) - later
+        missing = [name for name in one.needs if name not in there]
+        if missing:
+            kind, _, asked = missing[0].partition(".")
+            raise WholeError(
+                f"operators.{one.name}: reads the {kind} of {asked}, which is not there; add [operators.{asked}]"
+            )
+        names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
+        return pa.schema([self._shape.field(name) for name in names])
+
+    def _tag(self, name: str, rows: np.ndarray, tags: Sequence[str]) -> None:
+        if len(tags) != len(rows):
+            raise WholeError(f"operators.{name}: {len(tags)} tags of {len(rows)} rows")
+        found = pa.array(["", *tags], pa.string()).dictionary_encode()
+        self._tags[name] = _Tagged(self._filled(f"tag.{name}", np.int32, 0), found.dictionary)
+        self._tags[name].tag[rows] = np.asarray(found.indices)[1:]
+
+    def _hear(self, one: TableOperator, rows: np.ndarray, table: pa.Table) -> None:
         said = one.judge_table(table)
         judged = said if isinstance(said, Judgements) else _columns(said)
         if len(judged.score) != len(rows):
@@ -139,19 +179,14 @@ class Whole:
         mine.score[rows], mine.verdict[rows] = judged.score, judged.verdict
         self._left[rows] = np.asarray(judged.verdict) != 0
 
-    def _seen(self, seen: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
-        for start, batch in self._walk():
-            rows = pa.array(seen[start : start + batch.num_rows])
-            yield self._known(start, batch, names).filter(rows)
+    def _asked(self, name: str) -> np.ndarray:
+        """bool: the rows that operator `name` is asked about."""
+        exempt = [self._others.index(one) for one in self._source.exempt(name)]
+        return self._left & ~np.isin(self._origin, exempt)
 
-    def _spared(self, name: str) -> np.ndarray:
-        """Whether each row is of a source whose samples operator `name` does not drop; bool [n] or one for all."""
-        exempt = self._source.exempt(name)
-        if not exempt:
-            return np.zeros(1, bool)
-        names = pa.array(sorted(exempt))
-        spared = [np.asarray(pc.is_in(batch.column("source"), names)) for _, batch in self._walk()]
-        return np.concatenate([np.zeros(0, bool), *spared])
+    def _seen(self, asked: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
+        for start, batch in self._walk():
+            yield self._known(start, batch, names).filter(pa.array(asked[start : start + batch.num_rows]))
 
     def _say(self, name: str, reason: Callable[[np.ndarray], pa.Array]) -> _Said:
         score, verdict = self._filled(f"score.{name}", np.float64, np.nan), self._filled(f"verdict.{name}", np.int8, -1)
@@ -177,6 +212,8 @@ class Whole:
         rows = slice(start, start + batch.num_rows)
         columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
         columns["cluster"] = self._keys(self._cluster[rows])
+        for name, tagged in self._tags.items():
+            columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
         for name, said in self._said.items():
             score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
             dropped = pa.array(verdict == 0)
@@ -205,6 +242,12 @@ class Whole:
         return pa.concat_arrays(pieces).take(pa.array(back))
 
 
+def _made(one: TableOperator | TableTagger) -> tuple[str, ...]:
+    if hasattr(one, "tag_table"):
+        return (f"tag.{one.name}",)
+    return f"score.{one.name}", f"verdict.{one.name}", f"reason.{one.name}"
+
+
 def _columns(judged: Iterable[Judgement]) -> Judgements:
     score, verdict, reason = zip(*judged, strict=True) if judged else ((), (), ())
     numbers = np.asarray([np.nan if one is None else one for one in score], np.float64)
@@ -224,7 +267,7 @@ def _named(name: str) -> Iterator[None]:
 def decide(
     scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py) of `source`, with nothing older, sorted by key."""
+    """The index's rows for `scores` (see scoring.py) alone, sorted by key."""
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
         run = write_run(judge(scores, stage, source=source, count_tokens=count_tokens), scratch / "0.arrow")

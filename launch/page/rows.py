@@ -32,6 +32,8 @@ class Rows:
             raise IndexFormatError(
                 f"{folder}: has columns {found.names}, expected {expected.names}; curate again with this release"
             )
+        if not said["rows"]:
+            raise IndexFormatError(f"{folder}: holds no samples; curate a source that has some")
         return cls(folder, said)
 
     @property

@@ -14,7 +14,7 @@ class Sampled:
     """At most `most` rows of all that were seen, by rising hash: a shorter one is its beginning."""
 
     most: int
-    table: pa.Table | None = None
+    table: pa.Table = None  # none before the first rows
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def add(self, table: pa.Table, hashes: np.ndarray) -> None:

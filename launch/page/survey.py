@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +63,7 @@ class Survey:
     buckets: Shares = field(default_factory=Shares)
     tags: dict[str, Shares] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    shown: dict[int, dict[str, object]] = field(default_factory=dict)  # row number -> the row
+    shown: dict[int, dict[str, Any]] = field(default_factory=dict)  # row number -> the row
 
 
 def survey(rows: Rows, judges: list[Judge], bucket: Callable[[int, int], str]) -> Survey:
@@ -74,7 +75,7 @@ def survey(rows: Rows, judges: list[Judge], bucket: Callable[[int, int], str]) -
     for first, table in rows.batches(_first_columns(judges)):
         _count(found, first, table, named)
     for name in lines:
-        found.histograms[name] = Histogram.of(found.tallies[name], _scores_of(found.sampled.table, name))
+        found.histograms[name] = Histogram.of(found.tallies[name], _flat(found.sampled.table[f"score.{name}"]))
     wanted = np.unique(np.asarray(_wanted(found), np.int64))
     for first, table in rows.batches(_second_columns(judges)):
         for name, histogram in found.histograms.items():
@@ -129,12 +130,15 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
 
 def _judge(found: Survey, name: str, table: pa.Table, first: int, hashes: np.ndarray, captions: Captions) -> None:
     tally, verdicts = found.tallies[name], flags(table[f"verdict.{name}"])
-    tally.refused += int((verdicts == 0).sum())
+    values = _flat(table[f"score.{name}"])
     row, place = np.arange(table.num_rows), np.zeros(table.num_rows, np.int64)
     if tally.judge.kind == "captions":
         row, place = captions.row, captions.place
-        verdicts = np.where(captions.kept, 1, np.where(captions.refused_by == name, 0, -1))
-    values = _flat(table[f"score.{name}"])
+        known = np.where(verdicts[row] < 0, -1, 1)
+        verdicts = np.where(captions.kept, known, np.where(captions.refused_by == name, 0, -1))
+    if tally.judge.kind != "whole":
+        kept = captions.kept if tally.judge.kind == "captions" else True
+        tally.spared += int((kept & (verdicts < 0) & ~np.isnan(values)).sum())
     tally.add(values, verdicts)
     for side in found.sides[name]:
         side.add(first + row, place, values, hashes[row])
@@ -157,16 +161,12 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
     return floats(pc.list_flatten(column) if pa.types.is_list(column.type) else column)
 
 
-def _scores_of(sampled: pa.Table | None, name: str) -> np.ndarray:
-    return np.zeros(0) if sampled is None else _flat(sampled[f"score.{name}"])
-
-
 def _wanted(found: Survey) -> list[int]:
     """Rows to show: beside lines, along all scores, and captions of every split."""
     rows = [row for of in found.sides.values() for side in of for row in side.rows.tolist()]
     rows += [row for split in found.splits.values() for side in (split.shown, split.refused) for row in side.rows]
     sampled = found.sampled.table
-    for name in found.sides if sampled is not None else ():
+    for name in found.sides:
         column = sampled[f"score.{name}"]
         if pa.types.is_list(column.type):
             continue

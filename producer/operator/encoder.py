@@ -81,6 +81,7 @@ def _loaded(kind: str, folder: Path) -> tuple[Any, Any, Any]:
     import transformers
 
     processor = transformers.AutoImageProcessor.from_pretrained(folder, **ONLY_LOCAL)
+    tokenizer: Any
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
     except (OSError, ValueError, KeyError):

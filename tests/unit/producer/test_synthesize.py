@@ -200,9 +200,15 @@ def test_tars_are_read_as_a_source_and_are_the_same_however_they_are_divided(tmp
     whole = ShardsConfig(out=tmp_path / "whole", shard=2)
     part = ShardsConfig(out=tmp_path / "part", shard=2, first=2)
     way = pure(tmp_path)
-    paths = [path for path, _ in write_shards(way, 4, whole)]
+    written = list(write_shards(way, 4, whole, keep=3))
+    paths = [one.path for one in written]
+    assert [(one.samples, len(one.first)) for one in written] == [(2, 2), (2, 1)]
     assert [path.name for path in paths] == ["pure-00000.tar", "pure-00001.tar"]
-    assert [path.read_bytes() for path, _ in write_shards(way, 2, part)] == [paths[1].read_bytes()]
+    assert [one.path.read_bytes() for one in write_shards(way, 2, part)] == [paths[1].read_bytes()]
+    # Made again they are the same files, so that nothing is scored again.
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    list(write_shards(way, 4, whole))
+    assert [path.stat().st_mtime_ns for path in paths] == stamps and len(list((tmp_path / "whole").iterdir())) == 2
     reader = Tars(LocalStore(tmp_path / "whole"))
     samples = [sample for shard in reader.shards() for sample in reader.samples(shard)]
     assert len(samples) == 4 and {sample.captions["raw"] for sample in samples} == {
