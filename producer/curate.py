@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from producer.annotate.join import Annotations
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
@@ -55,6 +56,7 @@ class CurateError(ValueError):
 class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     index: Path  # folder of the index
     work: Path | None = None  # folder of score files, on a cluster one that all nodes see; none: "curate" by the index
+    annotations: tuple[Path, ...] = ()  # folders of launch/annotate.py, whose captions and tags join; later ones win
     address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
     cpus: float = Field(default=0.5, gt=0)  # cores a scoring task asks for; fractions let every task start on 2 cores
     # Of a GPU, for each scorer where an operator runs a model; 0: none; not given: a quarter where there are GPUs,
@@ -100,9 +102,11 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
+    LockError or ClusterError.
     """
-    stage = build_stage(operators)
+    annotations = Annotations(config.annotations, source)
+    stage = build_stage(operators, annotations.tags)
     _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
@@ -112,7 +116,7 @@ def curate(
         paths = {shard: score_path(job, shard, version) for shard in shards}
         scored = _score_missing(job, stage, paths, config, progress)
         judged = partial(judge, stage=stage, source=source, count_tokens=partial(count_tokens, tokenizer))
-        runs = _judge(list(paths.values()), judged, scratch, progress)
+        runs = _judge(list(paths.values()), lambda scores: judged(annotations.join(scores)), scratch, progress)
         whole = Whole(stage, source, Older(config.index), scratch)
         for rows in read_in_order(runs, scratch):
             whole.add(rows)

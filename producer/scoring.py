@@ -234,7 +234,8 @@ def score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[
         for row, score in zip(rows, _asked(one.name, one.score, samples, Score(None), rows), strict=True):
             row[f"score.{one.name}"], row[f"note.{one.name}"] = score
     for judge in stage.captions:
-        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, [], rows), strict=True):
+        none: list[Score] = []
+        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, none, rows), strict=True):
             row[f"score.{judge.name}"] = [score.value for score in scores]
             row[f"note.{judge.name}"] = [score.note for score in scores]
     for tagger in stage.tags:
