@@ -83,6 +83,17 @@ def _hash(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     return hash_folder(folder)
 
 
+def load_model(kind: Any, folder: Path) -> Any:
+    """The model of class `kind` in `folder`, ready to judge; ModelError where its files lack weights of the class."""
+    model, said = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL)
+    # They would be drawn by chance, with a warning that nobody reads in a worker.
+    if missing := sorted(said["missing_keys"]):
+        raise ModelError(
+            f"{folder}: its .safetensors lack {len(missing)} weights of {type(model).__name__}: {missing[:3]}"
+        )
+    return placed(model)
+
+
 def placed(model: Any) -> Any:
     """`model` ready to judge on this machine's device."""
     import torch

@@ -13,11 +13,13 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 from skimage import data
 
 from producer.curate import CurateConfig, CurateError, curate, gpu_share
 from producer.index import Index, schema, write_generation
 from producer.operator import encoder as encoders
+from producer.operator import pretrained
 from producer.operator.aesthetic import Aesthetic, AestheticConfig
 from producer.operator.chinese_clip import ChineseClip, ChineseClipConfig
 from producer.operator.embedding import Embedding, EmbeddingConfig, pack, stored
@@ -327,6 +329,15 @@ def test_a_model_that_will_not_load_is_named_before_anything_is_scored(
         build_stage(OperatorsConfig(siglip=SiglipConfig(model=model)))
 
 
+def test_weights_that_a_class_has_and_its_files_lack_are_never_drawn_by_chance(folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(folder / "siglip", tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    del weights["vision_model.post_layernorm.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 weights of SiglipModel: \['vision_model\.post_layernorm\.weight'\]"):
+        Siglip(model, ("raw",), 0.0).score_captions(batch())
+
+
 def test_an_encoder_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"chinese_clip\.model: .*holds \['SiglipModel'\], not a ChineseCLIPModel"):
         build_stage(OperatorsConfig(chinese_clip=ChineseClipConfig(model=folder / "siglip")))
@@ -358,6 +369,15 @@ def test_a_head_that_does_not_fit_is_named_before_anything_is_scored(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=rf"operators\.aesthetic\.head: .*{message}"):
         build_stage(OperatorsConfig(aesthetic=AestheticConfig(model=folder / "siglip", head=tmp_path)))
+
+
+def test_a_head_in_half_precision_loads(folder: Path, tmp_path: Path) -> None:
+    made = linear(tmp_path / "head", 32)
+    whole = Head("x", made, Encoder("x", folder / "siglip"))
+    tensors = {name: torch.from_numpy(one) for name, one in load_file(made / "model.safetensors").items()}
+    save_torch({name: one.bfloat16() for name, one in tensors.items()}, made / "model.safetensors")
+    seen = np.eye(32, dtype=np.float32)[:4]
+    assert Head("x", made, Encoder("x", folder / "siglip"))(seen) == pytest.approx(whole(seen), abs=0.03)
 
 
 def test_a_head_that_names_its_encoder_is_taken_with_it(folder: Path, tmp_path: Path) -> None:
@@ -464,7 +484,7 @@ def test_in_the_precision_of_a_gpu_scores_move_by_less_than_a_few_hundredths(
         encoders._loaded.cache_clear()
         whole = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
         with monkeypatch.context() as patch:
-            patch.setattr(encoders, "placed", lambda model: model.eval().bfloat16())
+            patch.setattr(pretrained, "placed", lambda model: model.eval().bfloat16())
             encoders._loaded.cache_clear()
             half = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
         encoders._loaded.cache_clear()
