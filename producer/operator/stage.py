@@ -147,7 +147,7 @@ def build_stage(config: OperatorsConfig) -> Stage:
 
 
 def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator | TableTagger, ...]:
-    """`tables` in their order, but each after those whose columns it reads."""
+    """`tables` in their order, but each after those whose columns it reads, and tags before what drops samples."""
     left, found = list(tables), []
     while left:
         made = {f"{kind}.{one.name}" for one in left for kind in ("tag", "score")}
@@ -155,8 +155,8 @@ def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator |
         if not ready:
             circle = ", ".join(one.name for one in left)
             raise StageError(f"operators: {circle} each read what another of them says; let one do without")
-        found.append(ready[0])
-        left.remove(ready[0])
+        found.append(min(ready, key=lambda one: not hasattr(one, "tag_table")))
+        left.remove(found[-1])
     return tuple(found)
 
 
