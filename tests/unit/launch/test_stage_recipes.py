@@ -37,7 +37,7 @@ def resolved(stage: str) -> tuple[Settings, Stage]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_has_its_operators_and_those_of_the_stages_before(stage: str) -> None:
-    settings, built = resolved(stage)
+    _, built = resolved(stage)
     before = STAGES[: STAGES.index(stage) + 1]
     assert set(built.kinds) >= set().union(*(REPORT[one] for one in before))
     later = set().union(*(REPORT[one] for one in STAGES if one not in before))
