@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +26,9 @@ from consumer.metrics import lines
 from launch.child import Child, ChildError, MemoryWatch, python, stop, torchrun
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
+from producer.cost import CostModel
 from producer.index import Index
+from producer.plan import Plan
 
 # The least that the validation loss must fall.
 MIN_FALL = 0.15
@@ -171,6 +175,15 @@ def compare(smoke: Smoke) -> None:
     }
 
 
+def count_trained(smoke: Smoke) -> None:
+    """How many of the samples that were trained are pictures of text, by the plan that trainer and workers computed."""
+    settings, index = smoke.settings, Index.open(smoke.settings.curate.index)
+    plan = Plan(index.id, index.table, settings.recipe, seed=settings.run.seed, cost=CostModel.of(settings.model))
+    rows = np.concatenate([unit.rows for step in range(settings.train.steps) for unit in plan.step(step)])
+    trained = index.table["source"].take(pa.array(np.unique(rows))).value_counts().to_pylist()
+    smoke.report["synthesize"]["trained"] = {one["values"]: one["counts"] for one in trained}.get(SYNTHETIC, 0)
+
+
 def finish_producing(smoke: Smoke) -> None:
     smoke.stop()
     smoke.report["produce"] = json.loads((smoke.dir / "fleet" / "report.json").read_text())
@@ -197,6 +210,7 @@ STAGES: dict[str, Callable[[Smoke], None]] = {
     "train, kill, resume": train,
     "undisturbed run": compare,
     "stop producers": finish_producing,
+    "count what was trained": count_trained,
     "sample": sample,
     "export": export,
 }
@@ -231,6 +245,8 @@ def judge(report: dict[str, Any]) -> int:
     faults = []
     if fall < MIN_FALL:
         faults.append(f"validation loss fell {fall:.1%}, must fall {MIN_FALL:.0%}")
+    if not report["synthesize"]["trained"]:
+        faults.append("no picture of text was trained")
     if not train["resumed_bit_equal"]:
         faults.append("losses after the resume differ from the undisturbed run's")
     if report["seconds"]["all"] > MAX_S or report["peak_memory_gb"] * 1e9 > MAX_BYTES:

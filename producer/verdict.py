@@ -117,7 +117,8 @@ class Whole:
     def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
         sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
-        age, hashes = (kind(*(facts[name][rows] for name in kind._fields)) for kind in (Age, Hashes))
+        age = Age(*(facts[name][rows] for name in Age._fields))
+        hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
         found = one.cluster(Facts(age, sha256, hashes))
         of = self._filled(f"of.{one.name}", np.int64, 0)
         of[:] = np.arange(len(of))

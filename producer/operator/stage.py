@@ -6,7 +6,7 @@ Those of stage 1 always judge. Of every other file here, the operator judges whe
 import importlib
 import json
 import pkgutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -91,6 +91,7 @@ class Stage:
     kinds: dict[
         str, str
     ]  # every operator, the switched off ones too, in the order of asking: "sample", "captions", "tag"
+    annotated: tuple[str, ...] = ()  # tags that come from annotation and not from an operator
 
     @property
     def names(self) -> list[str]:
@@ -100,7 +101,8 @@ class Stage:
     @property
     def scored(self) -> list[str]:
         """The operators whose scores are stored."""
-        return [one.name for one in (*self.single, *self.captions, *self.tags)]
+        judges: list[Any] = [*self.single, *self.captions, *self.tags]
+        return [one.name for one in judges]
 
     def only(self, names: Collection[str]) -> "Stage":
         """The same with those of `names` alone among the operators whose scores are stored."""
@@ -117,8 +119,11 @@ class Stage:
         return any(getattr(one, "fine", False) for one in (*self.single, *self.captions, *self.tags))
 
 
-def build_stage(config: OperatorsConfig) -> Stage:
-    """The operators that `config` asks for; one that needs a model is off without it."""
+def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage:
+    """The operators that `config` asks for; one that needs a model, or what another finds, is off without it.
+
+    `annotated` names the tags that samples have from annotation.
+    """
     broken = Broken(config.broken)
     judges: list[Any] = [broken, FileSize(config.file_size), Resolution(config.resolution), Caption()]
     kinds = {one.name: "sample" for one in judges}
@@ -133,6 +138,8 @@ def build_stage(config: OperatorsConfig) -> Stage:
             judges.append(one)
             kinds[name] = asked.of
     whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
+    kinds |= dict.fromkeys(annotated, "tag")
+    _switch_off(tables, kinds, off)
     return Stage(
         broken,
         _able(judges, "score"),
@@ -143,7 +150,32 @@ def build_stage(config: OperatorsConfig) -> Stage:
         (last := _in_turn(tables)),
         off,
         kinds | {one.name: "sample" for one in whole} | {one.name: _table_kind(one) for one in last},
+        tuple(annotated),
     )
+
+
+def _switch_off(tables: list[TableOperator | TableTagger], kinds: dict[str, str], off: dict[str, str]) -> None:
+    """Move those of `tables` to `off` that read what no operator says, and then those that read what these would."""
+    while lacking := {one.name: missing for one in tables if (missing := _missing(one.needs, kinds, off, tables))}:
+        for table in [one for one in tables if one.name in lacking]:
+            tables.remove(table)
+            kinds[table.name] = _table_kind(table)
+            off[table.name] = f"there is no {' and no '.join(lacking[table.name])} in this recipe"
+
+
+def _missing(
+    needs: Sequence[str], kinds: dict[str, str], off: dict[str, str], tables: list[TableOperator | TableTagger]
+) -> list[str]:
+    """Those columns of `needs` that no operator fills."""
+    there = {name: kind for name, kind in kinds.items() if name not in off} | {
+        one.name: _table_kind(one) for one in tables
+    }
+    wanted = [need.partition(".") for need in needs]
+    return [
+        f"{kind}.{name}"
+        for kind, dot, name in wanted
+        if dot and (name not in there or (kind == "tag") != (there[name] == "tag"))
+    ]
 
 
 def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator | TableTagger, ...]:
@@ -199,6 +231,7 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
         mine = asked.get(one.name)
         thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}
         said[one.name] = {"version": one.version, **thresholds}
+    said |= {name: {"annotated": True} for name in stage.annotated}
     return {name: said[name] | ({"of": kind} if kind != "sample" else {}) for name, kind in stage.kinds.items()}
 
 
