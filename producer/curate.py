@@ -25,15 +25,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from producer.annotate.join import Annotations
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
 from producer.lock import exclusive
 from producer.older import Older
 from producer.operator.broken import Broken
-from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe
+from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe, runs_models
 from producer.runs import Run, read_in_order, write_run
-from producer.scoring import Job, count_failed, fingerprint, read_scores, score_path, score_shard
+from producer.scoring import Job, ShardScorer, count_failed, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Shard
 from producer.tokens import count_tokens
@@ -43,8 +44,7 @@ from producer.verdict import Whole, WholeError
 _LOCK_TIMEOUT_S = 10.0
 # Ray keeps a record of every block; beyond this several shards share one.
 _MAX_BLOCKS = 4096
-
-
+_GPU_SHARE = 0.25
 # Below so many samples a share of failed ones is no reason to stop before the end.
 _FEW = 1000
 
@@ -56,8 +56,12 @@ class CurateError(ValueError):
 class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     index: Path  # folder of the index
     work: Path | None = None  # folder of score files, on a cluster one that all nodes see; none: "curate" by the index
+    annotations: tuple[Path, ...] = ()  # folders of launch/annotate.py, whose captions and tags join; later ones win
     address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
     cpus: float = Field(default=0.5, gt=0)  # cores a scoring task asks for; fractions let every task start on 2 cores
+    # Of a GPU, for each scorer where an operator runs a model; 0: none; not given: a quarter where there are GPUs,
+    # since decoding would keep one waiting.
+    gpus: float | None = Field(default=None, ge=0)
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
     stall_s: float = Field(default=900.0, gt=0)  # without any shard finished for so long, the run ends
@@ -98,9 +102,11 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
+    LockError or ClusterError.
     """
-    stage = build_stage(operators)
+    annotations = Annotations(config.annotations, source)
+    stage = build_stage(operators, annotations.tags)
     _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
@@ -110,7 +116,7 @@ def curate(
         paths = {shard: score_path(job, shard, version) for shard in shards}
         scored = _score_missing(job, stage, paths, config, progress)
         judged = partial(judge, stage=stage, source=source, count_tokens=partial(count_tokens, tokenizer))
-        runs = _judge(list(paths.values()), judged, scratch, progress)
+        runs = _judge(list(paths.values()), lambda scores: judged(annotations.join(scores)), scratch, progress)
         whole = Whole(stage, source, Older(config.index), scratch)
         for rows in read_in_order(runs, scratch):
             whole.add(rows)
@@ -262,9 +268,28 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-        scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
+        if runs_models(job.operators):
+            how: dict[str, Any] = {
+                "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
+                "num_gpus": gpu_share(config),
+            }
+            scored = data.map(ShardScorer, fn_constructor_args=(job.model_dump_json(),), num_cpus=config.cpus, **how)
+        else:
+            scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
         for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s"):
             note(said)
+
+
+def gpu_share(config: CurateConfig) -> float:
+    """The share of a GPU that a scorer asks for, on the Ray that was joined."""
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if config.gpus and not there and config.address == "local":
+        raise CurateError(
+            f"curate.gpus: {config.gpus:g}, and this machine has no GPU; set 0, or join a cluster that has"
+        )
+    return (_GPU_SHARE if there else 0) if config.gpus is None else config.gpus
 
 
 def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ def write_run(table: pa.Table, path: Path) -> Run | None:
 
 def write_sorted(tables: Iterator[pa.Table] | Sequence[pa.Table], path: Path) -> Run | None:
     """Write `tables`, whose rows are sorted, one after the other."""
-    first = last = None
+    first = last = ""
     writer: ipc.RecordBatchFileWriter | None = None
     for table in tables:
         if not table.num_rows:

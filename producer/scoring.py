@@ -127,6 +127,17 @@ def count_failed(table: pa.Table, stage: Stage) -> tuple[dict[str, int], str]:
     return counts, example
 
 
+class ShardScorer:
+    """`score_shard` as an actor: Ray keeps it for many shards, and so the models that it loads with the first."""
+
+    def __init__(self, job: str) -> None:
+        """`job` is that of `score_shard`."""
+        self._job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return score_shard(row, self._job)
+
+
 @functools.lru_cache(maxsize=1)
 def _opened(job: str) -> tuple[Job, Reader, Stage]:
     """Once a worker process, so that models are loaded once."""
@@ -223,7 +234,8 @@ def score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[
         for row, score in zip(rows, _asked(one.name, one.score, samples, Score(None), rows), strict=True):
             row[f"score.{one.name}"], row[f"note.{one.name}"] = score
     for judge in stage.captions:
-        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, [], rows), strict=True):
+        none: list[Score] = []
+        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, none, rows), strict=True):
             row[f"score.{judge.name}"] = [score.value for score in scores]
             row[f"note.{judge.name}"] = [score.note for score in scores]
     for tagger in stage.tags:

@@ -20,7 +20,7 @@ from producer.index import ROW_GROUP, schema
 from producer.judging import COMPARED, judge, judged_schema
 from producer.neighbours import Hashes
 from producer.older import Older
-from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator
+from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator, TableTagger
 from producer.operator.stage import Stage
 from producer.runs import read_in_order, write_run
 from producer.scratch import Column, Tables, filled, write_table
@@ -53,6 +53,14 @@ class _Said:
     reason: Callable[[np.ndarray], pa.Array]  # of rows that it drops
 
 
+@dataclass
+class _Tagged:
+    """What one operator calls every row: the number of its tag among `names`."""
+
+    tag: np.ndarray  # int32
+    names: pa.Array
+
+
 class Whole:
     """All rows of a set, judged one by one, and what is then said of all of them; files lie in the folder `scratch`."""
 
@@ -63,6 +71,7 @@ class Whole:
         self._others = sorted(source.also)
         self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
         self._said: dict[str, _Said] = {}
+        self._tags: dict[str, _Tagged] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Take rows of `judged_schema` whose keys come after all before them."""
@@ -108,7 +117,8 @@ class Whole:
     def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
         rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
         sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
-        age, hashes = (kind(*(facts[name][rows] for name in kind._fields)) for kind in (Age, Hashes))
+        age = Age(*(facts[name][rows] for name in Age._fields))
+        hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
         found = one.cluster(Facts(age, sha256, hashes))
         of = self._filled(f"of.{one.name}", np.int64, 0)
         of[:] = np.arange(len(of))
@@ -124,11 +134,39 @@ class Whole:
         self._left[rows] = of[rows] == rows
         self._cluster[:] = of[self._cluster]
 
-    def _look(self, one: TableOperator) -> None:
-        shape = pa.schema([self._shape.field(name) for name in one.needs])
+    def _look(self, one: TableOperator | TableTagger) -> None:
         asked = self._asked(one.name)
         rows = np.flatnonzero(asked)
-        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, one.needs))
+        shape = self._columns_for(one)
+        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
+        if hasattr(one, "tag_table"):
+            self._tag(one.name, rows, one.tag_table(table))
+        else:
+            self._hear(one, rows, table)
+
+    def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
+        """What there is by now of the columns that `one` asks for; WholeError if it cannot do without one."""
+        later = {name for table in self._stage.tables for name in _made(table)} - {
+            name for judged in (*self._said, *self._tags) for name in (f"score.{judged}", f"tag.{judged}")
+        }
+        there = set(self._shape.names) - later
+        missing = [name for name in one.needs if name not in there]
+        if missing:
+            kind, _, asked = missing[0].partition(".")
+            raise WholeError(
+                f"operators.{one.name}: reads the {kind} of {asked}, which is not there; add [operators.{asked}]"
+            )
+        names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
+        return pa.schema([self._shape.field(name) for name in names])
+
+    def _tag(self, name: str, rows: np.ndarray, tags: Sequence[str]) -> None:
+        if len(tags) != len(rows):
+            raise WholeError(f"operators.{name}: {len(tags)} tags of {len(rows)} rows")
+        found = pa.array(["", *tags], pa.string()).dictionary_encode()
+        self._tags[name] = _Tagged(self._filled(f"tag.{name}", np.int32, 0), found.dictionary)
+        self._tags[name].tag[rows] = np.asarray(found.indices)[1:]
+
+    def _hear(self, one: TableOperator, rows: np.ndarray, table: pa.Table) -> None:
         said = one.judge_table(table)
         judged = said if isinstance(said, Judgements) else _columns(said)
         if len(judged.score) != len(rows):
@@ -174,6 +212,8 @@ class Whole:
         rows = slice(start, start + batch.num_rows)
         columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
         columns["cluster"] = self._keys(self._cluster[rows])
+        for name, tagged in self._tags.items():
+            columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
         for name, said in self._said.items():
             score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
             dropped = pa.array(verdict == 0)
@@ -200,6 +240,12 @@ class Whole:
         back = np.empty(len(rows), np.int64)
         back[order] = np.arange(len(rows))
         return pa.concat_arrays(pieces).take(pa.array(back))
+
+
+def _made(one: TableOperator | TableTagger) -> tuple[str, ...]:
+    if hasattr(one, "tag_table"):
+        return (f"tag.{one.name}",)
+    return f"score.{one.name}", f"verdict.{one.name}", f"reason.{one.name}"
 
 
 def _columns(judged: Iterable[Judgement]) -> Judgements:

@@ -65,6 +65,7 @@ def _judge(found: Survey, judge: Judge) -> dict[str, Any]:
         "judged": tally.judged,
         "unjudged": tally.unjudged,
         "refused": tally.refused,
+        "spared": tally.spared,
         "dropped": tally.dropped,
         "example": _short(found.example.get(judge.name, "")),
     }
@@ -100,14 +101,19 @@ def _sample(found: Survey) -> dict[str, Any]:
     numbers = {one.name: number for number, one in enumerate(found.judges)}
     by = [-1 if name == "" else numbers.get(name, len(numbers)) for name in table["dropped_by"].to_pylist()]
     columns: dict[str, Any] = {}
+    lost = np.zeros(table.num_rows, bool)  # no caption was left for the next judge
     for one in judged:
-        score, name = table[f"score.{one.name}"], one.name
+        name, score, verdicts = one.name, table[f"score.{one.name}"], flags(table[f"verdict.{one.name}"])
         if one.kind == "captions":
-            refused = (words.refused_by == name).astype(np.int8)
-            columns[name] = {"scores": _packed(floats(_flatten(score)), "<f8"), "refused": _packed(refused, "i1")}
-        else:
-            verdicts = flags(table[f"verdict.{name}"])
-            columns[name] = {"scores": _packed(floats(score), "<f8"), "verdicts": _packed(verdicts, "i1")}
+            # Where captions were left and nothing was said, the sample's source is exempt, or nothing had a score.
+            verdicts = np.where((verdicts < 0) & lost, 1, verdicts)
+            lost |= verdicts == 0
+        columns[name] = {
+            "scores": _packed(floats(_flatten(score) if one.kind == "captions" else score), "<f8"),
+            "verdicts": _packed(verdicts, "i1"),
+        }
+        if one.kind == "captions":
+            columns[name]["refused"] = _packed(words.refused_by == name, "i1")
     return {
         "rows": table.num_rows,
         "of": found.rows,

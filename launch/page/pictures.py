@@ -59,8 +59,9 @@ class Pictures:
         if self._reader is None:
             return self._why
         assert self._source is not None
-        if self._named and row["source"] != self._source.name:
-            return f"of source {row['source']!r}; the config reads {self._source.name!r}"
+        name, _ = self._source.of(row["shard"])
+        if self._named and row["source"] != name:
+            return f"of source {row['source']!r}, which is no source of the config"
         if not row["height"]:
             return "not a readable picture"
         try:

@@ -130,12 +130,15 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
 
 def _judge(found: Survey, name: str, table: pa.Table, first: int, hashes: np.ndarray, captions: Captions) -> None:
     tally, verdicts = found.tallies[name], flags(table[f"verdict.{name}"])
-    tally.refused += int((verdicts == 0).sum())
+    values = _flat(table[f"score.{name}"])
     row, place = np.arange(table.num_rows), np.zeros(table.num_rows, np.int64)
     if tally.judge.kind == "captions":
         row, place = captions.row, captions.place
-        verdicts = np.where(captions.kept, 1, np.where(captions.refused_by == name, 0, -1))
-    values = _flat(table[f"score.{name}"])
+        known = np.where(verdicts[row] < 0, -1, 1)
+        verdicts = np.where(captions.kept, known, np.where(captions.refused_by == name, 0, -1))
+    if tally.judge.kind != "whole":
+        kept = captions.kept if tally.judge.kind == "captions" else True
+        tally.spared += int((kept & (verdicts < 0) & ~np.isnan(values)).sum())
     tally.add(values, verdicts)
     for side in found.sides[name]:
         side.add(first + row, place, values, hashes[row])

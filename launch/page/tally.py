@@ -23,7 +23,8 @@ class Tally:
     judge: Judge
     judged: int = 0  # items with a score
     unjudged: int = 0
-    refused: int = 0  # samples it says no to, whoever else does
+    refused: int = 0  # items it says no to; of captions those that no judge before it refused
+    spared: int = 0  # items with a score whose source is exempt from it
     dropped: int = 0  # samples that it is the first to say no to
     low: float = math.inf
     high: float = -math.inf
@@ -35,6 +36,7 @@ class Tally:
     def add(self, values: np.ndarray, verdicts: np.ndarray) -> None:
         """Count items with their scores, NaN for none, and what is stored of each: 1 kept, 0 refused, -1 not known."""
         there = ~np.isnan(values)
+        self.refused += int((verdicts == 0).sum())
         self.judged += int(there.sum())
         self.unjudged += int((~there).sum())
         finite = values[np.isfinite(values)]
@@ -44,7 +46,7 @@ class Tally:
         for seen, verdict in ((self._failed, 0), (self._passed, 1)):
             if len(mine := values[there & (verdicts == verdict)]):
                 seen[:] = min(seen[0], float(mine.min())), max(seen[1], float(mine.max()))
-        known = verdicts >= 0 if self.judge.kind == "captions" else there | (verdicts == 0)
+        known = verdicts >= 0
         self.steady &= bool((self.within(values[known]) == (verdicts[known] == 1)).all())
 
     def within(self, values: np.ndarray) -> np.ndarray:

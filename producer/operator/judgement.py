@@ -157,16 +157,31 @@ class TableOperator(Protocol):
 
     name: str
     version: int
-    needs: tuple[str, ...]  # columns of the index, see producer/index.py
+    needs: tuple[str, ...]  # columns of the index, see producer/index.py; `may`, if it has it: those it can do without
 
     def judge_table(self, table: pa.Table) -> list[Judgement] | Judgements:
-        """A judgement for each row of `table`, which has `needs` for columns and is sorted by key.
+        """A judgement for each row of `table`, which has `needs`, and what there is of `may`, and is sorted by key.
 
         The table lies in a file that is mapped into memory. Judgements are for sets of many millions.
         """
 
 
-Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator
+class TableTagger(Protocol):
+    """Says one string of each sample from columns of all that are still kept, captions and other tags among them.
+
+    So what annotation added and what other operators found is known, and moving a rule scores nothing again.
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    may: tuple[str, ...]
+
+    def tag_table(self, table: pa.Table) -> list[str]:
+        """A string for each row of `table`, as TableOperator sees it; "" where nothing can be said."""
+
+
+Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator | TableTagger
 
 
 class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):

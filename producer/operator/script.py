@@ -35,8 +35,8 @@ class Script:
 
     By Unicode script, since telling languages apart fails on short texts: a word of Latin letters counts one for
     English, a Chinese character one for Chinese, a word of any other script one for other; with a tenth of kana,
-    Chinese characters count for other as well. Ties go to Chinese, then to English. Digits and punctuation count for nothing;
-    text of nothing else is other, and a line that the recogniser has no letters for counts as one word of other.
+    Chinese characters count for other as well. Ties go to Chinese, then to English. Digits and punctuation count for
+    nothing; text of nothing else is other, and a line that the recogniser has no letters for is one word of other.
     """
 
     name = "script"

@@ -7,8 +7,9 @@ import numpy as np
 
 from producer.operator.reading import Line
 
-# The detector's boxes are higher than an em by this much: 1.29 to 1.38 for text of 16 to 80 pixels, Latin and Chinese.
-_BOX_EMS = 1.35
+# Boxes of the detector are about so much higher than an em: 0.9 to 1.4 for Latin and Chinese of 16 to 80 pixels, by
+# font; 0.7 for words without a single long stroke.
+_BOX_EMS = 1.1
 _GRAIN = 256  # cells of the longer side that are counted as covered or not
 
 

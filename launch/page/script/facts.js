@@ -20,8 +20,7 @@ const SAMPLE = (() => {
   captions.forEach((count, row) => (starts[row + 1] = starts[row] + count));
   const columns = {};
   for (const [name, column] of Object.entries(packed.columns)) {
-    columns[name] = { scores: unpacked(column.scores, Float64Array) };
-    if (column.verdicts) columns[name].verdicts = unpacked(column.verdicts, Int8Array);
+    columns[name] = { scores: unpacked(column.scores, Float64Array), verdicts: unpacked(column.verdicts, Int8Array) };
     if (column.refused) columns[name].refused = unpacked(column.refused, Int8Array);
   }
   return { rows: packed.rows, exact: packed.rows === packed.of, starts, by: unpacked(packed.by, Int16Array), columns };

@@ -1,5 +1,5 @@
-// What would be kept with other bounds. A judge's own bound, [operators.X], lets samples without a score through, and the
-// first judge that says no drops a sample. A bound of the recipe, [recipe.thresholds], comes after all of them and lets
+// What would be kept with other bounds. A judge's own bound, [operators.X], lets samples without a score through, and those
+// of an exempt source, which have no verdict; the first judge that says no drops a sample. A bound of the recipe, [recipe.thresholds], comes after all of them and lets
 // nothing through that has no score. Judges without bounds, and those that compare samples, stay with what is stored.
 
 const RECIPE = JUDGES.length + 1; // as a number of a judge: dropped by a bound of the recipe
@@ -45,12 +45,14 @@ function first(asked, row, usable) {
     if (one.captions) {
       const before = left;
       for (let at = from; at < to; at++) {
-        const fails = one.steady ? outside(one.scores[at], one.own) : one.refused[at] === 1;
+        const fails = one.steady ? one.verdicts[row] >= 0 && outside(one.scores[at], one.own) : one.refused[at] === 1;
         if (usable[at] && fails) left -= 1;
         if (fails) usable[at] = 0;
       }
       if (before && !left) return one.number;
-    } else if (one.steady ? outside(one.scores[row], one.own) : one.verdicts[row] === 0) return one.number;
+    } else if (one.steady ? one.verdicts[row] >= 0 && outside(one.scores[row], one.own) : one.verdicts[row] === 0) {
+      return one.number;
+    }
   }
   for (const one of asked) {
     if (!one.later) continue;

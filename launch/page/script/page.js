@@ -30,7 +30,7 @@ function page() {
         "Scores",
         el("p", { class: "lead" }, "Scores are stored as they are: move a bound to see what would be kept. Every picture opens what is known of it."),
         FACTS.pictures ? el("p", { class: "notice" }, `No pictures: ${FACTS.pictures}`) : null,
-        off.length ? el("ul", { class: "offs" }, off.map((judge) => el("li", {}, el("b", {}, judge.name), ` is off: ${judge.off}`))) : null,
+        off.length ? el("p", { class: "lead" }, "Off, and the funnel says why: ", off.map((judge) => judge.name).join(", "), ".") : null,
         el("div", { class: "cards" }, cards.map((one) => one.node)),
       ),
       section("captions", "Captions", el("div", { class: "cards" }, captions())),

@@ -18,14 +18,14 @@ function card(judge, move) {
   const of = judge.kind === "captions" ? "captions" : "samples";
   const node = el(
     "article",
-    { class: "card", id: `score-${judge.name}`, "data-name": judge.name },
+    { class: `card ${judge.kind}`, id: `score-${judge.name}`, "data-name": judge.name },
     el(
       "header",
       {},
       el("h3", {}, judge.name),
       el("span", { class: "chip" }, judge.stage ? `S${judge.stage}` : "other"),
       el("span", { class: "grow" }),
-      el("span", { class: "meta" }, `${whole(judge.judged)} ${of} scored`, judge.unjudged ? `, ${whole(judge.unjudged)} not` : ""),
+      el("span", { class: "meta" }, `${whole(judge.judged)} ${of} scored`, judge.unjudged ? `, ${whole(judge.unjudged)} not` : "", judge.spared ? `, ${whole(judge.spared)} exempt` : ""),
       el("span", { class: `meta${judge.refused ? " dropped" : ""}` }, `refuses ${whole(judge.refused)}`),
     ),
     judge.about ? about(judge.about) : null,
@@ -164,6 +164,6 @@ function quote(number, place, note) {
     "div",
     { class: `quote${caption.kept ? "" : " out"}` },
     thumbnail(number, "", ""),
-    el("div", {}, el("p", { class: "meta" }, meta, caption.kept ? "" : ` · ${caption.reason}`), el("p", { class: "clamp" }, captionText(caption))),
+    el("div", {}, el("p", { class: "meta" }, meta, caption.kept || note ? "" : ` · ${caption.reason}`), el("p", { class: "clamp" }, captionText(caption))),
   );
 }

@@ -80,7 +80,7 @@ function mixture() {
   );
   return [
     el("p", {}, `Actual: ${found.actual}. Shares of samples.`),
-    el("div", { class: "cards" }, table("stream", found.streams), table("bucket", found.buckets)),
+    el("div", { class: "cards" }, found.tables.map((one) => table(one.name, one.rows))),
     el("details", {}, el("summary", {}, "What the recipe uses of the index"), selection),
   ];
 }

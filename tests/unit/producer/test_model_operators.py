@@ -15,6 +15,8 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from skimage import data
 
+from producer.curate import CurateConfig, CurateError, curate, gpu_share
+from producer.index import Index
 from producer.operator import encoder as encoders
 from producer.operator.aesthetic import Aesthetic, AestheticConfig
 from producer.operator.chinese_clip import ChineseClip, ChineseClipConfig
@@ -26,6 +28,7 @@ from producer.operator.pretrained import ModelError, content_hash
 from producer.operator.siglip import Siglip, SiglipConfig
 from producer.operator.stage import OperatorsConfig, build_stage, describe, runs_models, scoring
 from producer.operator.watermark import Watermark, WatermarkConfig
+from producer.source.reader import SourceConfig
 from producer.source.shard import RawSample
 from tests.unit.producer import tiny_encoders
 from tests.unit.producer.test_scoring import jpeg, judge, score, write
@@ -358,6 +361,77 @@ def test_a_head_that_does_not_fit_is_named_before_anything_is_scored(
 def test_a_head_that_names_its_encoder_is_taken_with_it(folder: Path, tmp_path: Path) -> None:
     head = linear(tmp_path / "head", 32, encoder=content_hash(folder / "siglip"))
     assert Aesthetic(folder / "siglip", head, 0.0).score([sample(0)])[0].value is not None
+
+
+def test_a_worker_loads_a_model_once_for_all_its_shards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    inner = transformers.SiglipModel.from_pretrained
+    monkeypatch.setattr(
+        transformers.SiglipModel, "from_pretrained", lambda *of, **how: loads.append(str(of[0])) or inner(*of, **how)
+    )
+    encoders._loaded.cache_clear()
+    for name, photograph in {"a.tar": "coffee", "b.tar": "rocket", "c.tar": "chelsea"}.items():
+        write(tmp_path / "set", {"x": (jpeg(photograph), "a cat")}, name)
+    asked = OperatorsConfig.model_validate({"siglip": {"model": folder / "siglip"}})
+    assert score(tmp_path / "set", asked).num_rows == 3
+    assert loads == [str(folder / "siglip")]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_actors_score_shards_with_models_as_one_process_does(folder: Path, tmp_path: Path) -> None:
+    from launch.make_encoders import make_tokenizer
+
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    for name, photograph in {"a.tar": "coffee", "b.tar": "rocket", "c.tar": "chelsea"}.items():
+        write(tmp_path / "set", {"x": (jpeg(photograph), "a cat"), "y": (jpeg("moon"), "一只猫")}, name)
+    asked = OperatorsConfig.model_validate(
+        {
+            "siglip": {"model": folder / "siglip", "min": -1.0},
+            "chinese_clip": {"model": folder / "chinese_clip", "min": -1.0},
+            "embedding": {"model": folder / "siglip"},
+        }
+    )
+    config = CurateConfig(index=tmp_path / "index", batch=3, cpus=1.0)
+    where: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer", "resolutions": (256,), "aspects": ("1:1",)}
+    funnel = curate(SourceConfig(path=tmp_path / "set"), config, asked, **where)
+    assert (funnel.seen, funnel.scored, funnel.kept) == (6, 3, 4)
+    rows, alone = Index.open(tmp_path / "index").table.to_pylist(), judge(tmp_path / "set", asked)
+    columns = ("score.siglip", "score.chinese_clip", "tag.embedding", "dropped_by")
+    assert [[row[name] for name in columns] for row in rows] == [
+        [row[name] for name in columns] for row in alone.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "share"), [(None, 0, 0), (None, 2, 0.25), (0.0, 2, 0), (0.5, 2, 0.5), (1.0, 0, None)]
+)
+def test_a_share_of_a_gpu_is_asked_for_where_there_are_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: float | None, there: int, share: float | None
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0} | ({"GPU": float(there)} if there else {}))
+    config = CurateConfig(index=tmp_path, gpus=gpus)
+    if share is None:
+        with pytest.raises(CurateError, match=r"curate\.gpus: 1, and this machine has no GPU; set 0, or join"):
+            gpu_share(config)
+    else:
+        assert gpu_share(config) == share
+
+
+def test_in_the_precision_of_a_gpu_scores_move_by_less_than_a_few_hundredths(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, kind in {"siglip": Siglip, "naflex": Siglip, "chinese_clip": ChineseClip}.items():
+        encoders._loaded.cache_clear()
+        whole = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
+        with monkeypatch.context() as patch:
+            patch.setattr(encoders, "placed", lambda model: model.eval().bfloat16())
+            encoders._loaded.cache_clear()
+            half = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
+        encoders._loaded.cache_clear()
+        assert half != whole
+        assert [row[0].value for row in half] == pytest.approx([row[0].value for row in whole], abs=0.03)
 
 
 def test_a_shard_is_scored_with_models_and_the_same_bits_again(folder: Path, tmp_path: Path) -> None:
