@@ -55,7 +55,7 @@ def make_corpus(out: Path, lettering: Path | None = None) -> dict[str, int]:
     shards = {f"photographs-{n:05d}": good[n::_SHARDS] for n in range(_SHARDS)}
     # Their originals come before them in name, so that it is the copies that are dropped.
     for number, item in enumerate([*_planted(good), *_damaged(), *_said_badly(), *_written_on()]):
-        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(2 * number, item)
+        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(3 * (number // 2), item)
     for item in good:
         if item.stem.endswith("-00"):
             for ending in item.members.keys() & {"jpg", "png", "txt"}:
