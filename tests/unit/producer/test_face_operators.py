@@ -47,7 +47,7 @@ def hidden(pixels: np.ndarray, scale: float, mirrored: bool, kind: str, size: fl
 VIEWS = [(scale, mirrored, light) for scale in (0.8, 1.0, 1.6) for mirrored in (False, True) for light in (0.6, 1.1)]
 
 
-@pytest.mark.parametrize(("config", "sizes"), [(FaceMosaicConfig, (6, 8, 10)), (FaceBlurConfig, (2.5, 4, 6))])
+@pytest.mark.parametrize(("config", "sizes"), [(FaceMosaicConfig, (6, 8, 10)), (FaceBlurConfig, (2.5, 3))])
 def test_a_hidden_face_is_dropped_and_one_that_shows_is_kept(config: type[OptIn], sizes: tuple[float, ...]) -> None:
     operator = config.model_validate({"model": CASCADE}).operator()
     kind = operator.name.removeprefix("face_")
@@ -58,6 +58,7 @@ def test_a_hidden_face_is_dropped_and_one_that_shows_is_kept(config: type[OptIn]
         bad.append(seen(jpeg(hidden(pixels, scale, mirrored, kind, sizes[number % len(sizes)]))))
     assert all(find_faces(good, CASCADE))
     assert [operator.judge(score).verdict for score in operator.score(good)] == [True] * len(VIEWS)
+    # Of one view the cascade takes a part of the suit for a larger face.
     judged = [operator.judge(score) for score in operator.score(bad)]
     assert sum(one.verdict is False and bool(one.reason) for one in judged) >= len(VIEWS) - 1
 
