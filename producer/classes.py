@@ -23,7 +23,7 @@ class ClassError(ValueError):
 class Classes:
     """The classes that rows of an index are in."""
 
-    names: tuple[str, ...]  # "domain=nature script=english", tags in alphabetical order
+    names: tuple[tuple[str, ...], ...]  # ("domain=nature", "script=english"): its values, tags in alphabetical order
     weight: np.ndarray  # float64 [classes]
     value: np.ndarray  # int64 [tags, classes]: the number of the class's value of each tag
     row: np.ndarray  # int16: each row's class, -1 where a value of it has no weight
@@ -52,7 +52,7 @@ def sort_rows(
     of_row[code >= 0] = row
     value = np.unravel_index(present, [len(weights[tag]) for tag in sorted(weights)])
     named = [(tag, sorted(weights[tag]), mine.tolist()) for tag, mine in zip(sorted(weights), value, strict=True)]
-    names = [" ".join(f"{tag}={values[mine[k]]}" for tag, values, mine in named) for k in range(len(present))]
+    names = [tuple(f"{tag}={values[mine[k]]}" for tag, values, mine in named) for k in range(len(present))]
     weight = np.ones(len(present))
     for tag, values, mine in named:
         weight *= np.asarray([weights[tag][values[k]] for k in mine], np.float64)

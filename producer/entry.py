@@ -36,7 +36,7 @@ class Group(NamedTuple):
     task: str
     bucket: Bucket
     samples: int
-    kind: str = ""  # its class, as producer.classes names it
+    kind: tuple[str, ...] = ()  # its class, as producer.classes names it
 
 
 class Dealt(NamedTuple):
@@ -110,17 +110,25 @@ class Entry:
         costs = np.add.reduceat(each, np.cumsum(samples) - samples)
         return _by_cost(group, costs, samples, found.rows[wanted])
 
-    def mixture(self) -> dict[tuple[str, str, str], float]:
+    def mixture(self) -> dict[tuple[str, str, tuple[str, ...]], float]:
         """Each stream's planned share of the samples, by split, task and class. The shares sum to one."""
         units = np.concatenate(
             [of * part.counts / PERIOD for of, part in zip(self.streams.counts, self.inside, strict=True)]
         )
-        shares: dict[tuple[str, str, str], float] = {}
+        shares: dict[tuple[str, str, tuple[str, ...]], float] = {}
         whole = float((units * self.samples).sum())
         for group, share in zip(self.groups, (units * self.samples / whole).tolist(), strict=True):
             stream = group.split, group.task, group.kind
             shares[stream] = shares.get(stream, 0.0) + share
         return shares
+
+    def shares(self) -> dict[str, float]:
+        """The planned share of the samples of each split, each task and each value of a class: "raw", "script=none"."""
+        found: dict[str, float] = {}
+        for (split, task, kind), share in self.mixture().items():
+            for name in (split, task, *kind):
+                found[name] = found.get(name, 0.0) + share
+        return found
 
     def used(self, step: int) -> np.ndarray:
         """Units of each group handed out before `step`: int64 [groups]."""
@@ -216,7 +224,7 @@ def compile_entry(
     continues that pass; without it, it starts another.
     """
     references, classes = selection.references, selection.classes
-    kinds = ("",) if classes is None else classes.names
+    kinds: tuple[tuple[str, ...], ...] = ((),) if classes is None else classes.names
     groups: list[Group] = []
     columns: list[tuple[int, np.ndarray, np.ndarray]] = []
     rates: list[list[float]] = []

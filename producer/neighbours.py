@@ -87,7 +87,7 @@ def _pictures(one: np.ndarray, other: np.ndarray, bits: np.ndarray, number: int)
         yield Pairs((one[told] % number).astype(np.int64), (other[told] % number).astype(np.int64), bits[told])
 
 
-def _pieces(number: int) -> list[np.ndarray]:
+def _pieces(number: int) -> list[np.uint64]:
     """Masks that cut 64 bits into `number` pieces; every piece has bits from everywhere, since neighbours are alike."""
     return [np.uint64(sum(1 << bit for bit in range(piece, 64, number))) for piece in range(number)]
 

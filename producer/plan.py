@@ -47,7 +47,7 @@ class UnitPlan:
     task: str
     rows: np.ndarray
     plan: str = ""
-    kind: str = ""  # its class; what is validated on is of all classes
+    kind: tuple[str, ...] = ()  # its class; what is validated on is of all classes
 
 
 class Terms(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -202,7 +202,7 @@ class Plan:
         part = self.parts[-1]
         used, sizes = part.entry.used(step).tolist(), part.entry.sizes.tolist()
         groups = [
-            [g.split, g.task, str(g.bucket), g.samples, size, int(old), count, *([g.kind] if g.kind else [])]
+            [g.split, g.task, str(g.bucket), g.samples, size, int(old), count, *g.kind]
             for g, size, old, count in zip(part.entry.groups, sizes, part.entry.old, used, strict=True)
         ]
         return hashlib.sha256(json.dumps([ORDER, part.id, step, groups]).encode()).hexdigest()[:16]
@@ -237,15 +237,13 @@ def _identity(index: str, recipe: RecipeConfig, seed: int, cost: CostModel) -> s
 
 
 def _name(group: Group) -> str:
-    return " ".join(part for part in (group.split, "" if group.task == T2I else group.task, group.kind) if part) + (
-        f" {group.bucket}"
-    )
+    return " ".join([group.split, *([] if group.task == T2I else [group.task]), *group.kind, str(group.bucket)])
 
 
 def _over(part: Part, split: str, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Which of `rows` are of a group of `split` that has begun another pass; without a bucket or class, of none."""
     selection, buckets = part.selection, part.selection.buckets
-    kinds = ("",) if selection.classes is None else selection.classes.names
+    kinds = ((),) if selection.classes is None else selection.classes.names
     over = np.zeros((2, len(kinds) + 1, len(buckets) + 1), bool)
     for group, count in zip(part.entry.groups, passes.tolist(), strict=True):
         if group.split == split and count >= 1:

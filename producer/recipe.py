@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from producer.api.bucket import ASPECTS, Bucket, bucket
 from producer.classes import Classes, sort_rows
@@ -58,7 +58,7 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     samples: int = Field(default=16, ge=1)  # in a unit of the smallest resolution; larger ones hold fewer, at one cost
     splits: dict[str, float] = {"raw": 1.0}  # caption split -> weight; of several captions in a split, the first
     tasks: dict[str, float] = {T2I: 1.0}  # -> weight, times the split's; ti2i: with references
-    classes: dict[str, dict[str, float]] = {}  # tag -> value -> weight, times the split's and the task's
+    classes: dict[str, dict[str, float]] = {}  # tag -> value -> weight, times the split's and the task's; 0: none
     reference_resolution: int = Field(default=1024, ge=32)  # pixels: its square is the area the VAE sees of a reference
     thresholds: dict[str, Threshold] = {}  # operator -> bounds, beyond the index's own verdicts
     max_text_tokens: int = Field(default=1024, ge=1)  # of a caption; longer ones are not used
@@ -66,6 +66,16 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     validation_samples: int = Field(default=0, ge=0)  # held out, as a number ...
     validation_share: float = Field(default=0.0, ge=0, lt=1)  # ... or as a share of the duplicate clusters
     max_imbalance: float = Field(default=0.25, gt=0)  # the costliest rank over the mean, less one
+
+    @field_validator("classes")
+    @classmethod
+    def _weighed(cls, classes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Without the values, and the tags, that a file laid over another takes out again by a weight of 0."""
+        for tag, weights in classes.items():
+            if not weights or not all(0 <= weight < math.inf for weight in weights.values()):
+                raise ValueError(f"recipe.classes.{tag}: {weights}; name at least one value, and give each a weight")
+        left = {tag: {value: weight for value, weight in of.items() if weight} for tag, of in classes.items()}
+        return {tag: weights for tag, weights in left.items() if weights}
 
     @model_validator(mode="after")
     def _fits(self) -> "RecipeConfig":
@@ -78,9 +88,6 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"recipe.splits: {self.splits}; name at least one split, and give each a positive weight")
         if not self.tasks or self.tasks.keys() - {T2I, TI2I} or min(self.tasks.values()) <= 0:
             raise ValueError(f"recipe.tasks: {self.tasks}; name t2i, ti2i or both, and give each a positive weight")
-        for tag, weights in self.classes.items():
-            if not weights or not all(0 < weight < math.inf for weight in weights.values()):
-                raise ValueError(f"recipe.classes.{tag}: {weights}; name at least one value, each of a positive weight")
         classes = math.prod(map(len, self.classes.values()))
         if classes > _MAX_CLASSES:
             raise ValueError(

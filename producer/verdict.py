@@ -1,220 +1,279 @@
-"""From stored scores to the rows of an index: thresholds, duplicates over the whole set, and who dropped what."""
+"""What can only be said of the whole set: duplicates, and whatever operators look at tables. And the index's rows.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Any
+Rows come in the order of their keys and go into a file that is mapped into memory; what comparisons need of them goes
+into arrays that are mapped too. Each operator sees only what all before it keep, so that a duplicate is never dropped
+for a sample that is dropped itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.clusters import Age
-from producer.index import schema
+from producer.index import ROW_GROUP, schema
+from producer.judging import COMPARED, judge, judged_schema
 from producer.neighbours import Hashes
-from producer.operator.judgement import (
-    NOT_JUDGED,
-    CaptionOperator,
-    Facts,
-    Judgement,
-    Operator,
-    Score,
-    SetOperator,
-    TableOperator,
-    TextOperator,
-)
+from producer.older import Older
+from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator, TableTagger
 from producer.operator.stage import Stage
+from producer.runs import read_in_order, write_run
+from producer.scratch import Column, Tables, filled, write_table
 from producer.source.reader import SourceConfig
 
-
-def decide(
-    scores: pa.Table,
-    stage: Stage,
-    *,
-    source: SourceConfig,
-    count_tokens: Callable[[Sequence[str]], list[int]],
-) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py) of `source`, sorted by key.
-
-    A sample is dropped by the first operator of `stage` that says no. Operators that compare samples see only what all
-    before them keep, so that a duplicate is never dropped for a sample that is dropped itself.
-    """
-    scores = scores.sort_by([(name, "ascending") for name in ("key", "shard", "member", "offset")])
-    keys = _unique(scores["key"].to_pylist())
-    words = _words(scores["captions"].to_pylist(), count_tokens)
-    said = {name: [NOT_JUDGED] * len(keys) for name in stage.names}
-    values: dict[str, Any] = {name: [None] * len(keys) for name in stage.off}
-    of_captions: dict[str, CaptionOperator | TextOperator] = {one.name: one for one in stage.captions}
-    of_captions |= {one.name: one for one in stage.texts}
-    of_samples = {one.name: one for one in stage.single}
-    origin = [source.of(shard)[0] for shard in scores["shard"].to_pylist()]
-    spared = {name: np.asarray([one in source.exempt(name) for one in origin], bool) for name in stage.names}
-    for name in stage.kinds:
-        if name in of_samples:
-            judged = _judge(scores, of_samples[name])
-            said[name] = [
-                one._replace(verdict=None, reason="") if spare else one
-                for one, spare in zip(judged, spared[name], strict=True)
-            ]
-        elif name in of_captions:
-            said[name], values[name] = _judge_captions(scores, words, of_captions[name], spared[name])
-    cluster = np.arange(len(keys))
-    # An edit is its references and words too: many start from one picture and differ little in what they end in.
-    comparable = np.asarray(pc.list_value_length(scores["references"]), np.int64) == 0
-    for one in stage.whole:
-        said[one.name], cluster = _compare(
-            scores, keys, one, _kept(said, len(keys)) & comparable & ~spared[one.name], cluster
-        )
-    columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
-    columns |= {
-        "key": keys,
-        "source": origin,
-        "captions": [row.captions for row in words],
-        "cluster": [keys[row] for row in cluster],
-    }
-    shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
-    for name, kind in stage.kinds.items():
-        if kind == "tag":
-            columns[f"tag.{name}"] = [""] * len(keys) if name in stage.off else scores[f"tag.{name}"]
-    for table in stage.tables:
-        said[table.name] = _look(columns, said, values, table, shape, spared[table.name])
-    for name in stage.names:
-        columns |= _column(name, said[name], values)
-    columns |= _decisions([said[name] for name in stage.names], stage.names)
-    return pa.table([columns[name] for name in shape.names], schema=shape)
+_FACTS = {
+    "left": np.bool_,  # kept so far
+    "comparable": np.bool_,
+    "source": np.int16,  # number among the further sources, -1 for the first
+    "generation": np.int64,
+    "pixels": np.int64,
+    "clarity": np.float64,
+    "sha256_high": np.uint64,
+    "sha256_low": np.uint64,
+    "phash": np.uint64,
+    **dict.fromkeys(COMPARED, np.uint64),
+}
 
 
-def _column(name: str, judged: list[Judgement], values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"score.{name}": values.get(name, [one.score for one in judged]),
-        f"verdict.{name}": [one.verdict for one in judged],
-        f"reason.{name}": [one.reason for one in judged],
-    }
+class WholeError(ValueError):
+    """An operator that looks at the whole set raised."""
 
 
 @dataclass
-class _Words:
-    """The captions of a row as the index will have them, and how many may still be trained on."""
+class _Said:
+    """What one operator says of every row."""
 
-    captions: list[dict[str, Any]]
-    left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left = len(self.captions)
-
-    def hear(self, name: str, judged: Sequence[Judgement]) -> Judgement:
-        """Take note of what operator `name` says of each caption; the sample is dropped after its last one."""
-        before = self.left
-        for caption, one in zip(self.captions, judged, strict=True):
-            if one.verdict is False and caption["kept"]:
-                caption["kept"], caption["reason"] = False, f"{name}: {one.reason}"
-                self.left -= 1
-        if before and not self.left:
-            reason = next(one.reason for one in judged if one.verdict is False)
-            return Judgement(None, False, reason)
-        heard = any(one.verdict is not None for one in judged)
-        return Judgement(None, True) if heard and self.left else NOT_JUDGED
+    score: np.ndarray  # float64, NaN where there is none
+    verdict: np.ndarray  # int8: 1, 0, -1 where not judged
+    reason: Callable[[np.ndarray], pa.Array]  # of rows that it drops
 
 
-def _words(captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequence[str]], list[int]]) -> list[_Words]:
-    lengths = iter(count_tokens([one["text"] for row in captions for one in row]))
-    return [_Words([{**one, "tokens": next(lengths), "kept": True, "reason": ""} for one in row]) for row in captions]
+@dataclass
+class _Tagged:
+    """What one operator calls every row: the number of its tag among `names`."""
+
+    tag: np.ndarray  # int32
+    names: pa.Array
 
 
-def _judge_captions(
-    scores: pa.Table, words: list[_Words], one: CaptionOperator | TextOperator, spared: np.ndarray
-) -> tuple[list[Judgement], list[list[float | None]]]:
-    """Judgements of the samples by what `one` says of their captions, and each row's scores by caption."""
-    if f"score.{one.name}" in scores.column_names:
-        values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
-        found = [[Score(*pair) for pair in zip(*row, strict=True)] for row in zip(values, notes, strict=True)]
-    else:
-        assert not hasattr(one, "score_captions")
-        captions = [caption for row in words for caption in row.captions]
-        said = one.score_texts(*([caption[name] for caption in captions] for name in ("split", "text", "tokens")))
-        each = iter(said)
-        found = [[next(each) for _ in row.captions] for row in words]
-    judged = [
-        NOT_JUDGED if spare else row.hear(one.name, [one.judge(score) for score in mine])
-        for row, mine, spare in zip(words, found, spared, strict=True)
-    ]
-    return judged, [[score.value for score in row] for row in found]
+class Whole:
+    """All rows of a set, judged one by one, and what is then said of all of them; files lie in the folder `scratch`."""
+
+    def __init__(self, stage: Stage, source: SourceConfig, older: Older, scratch: Path) -> None:
+        self._stage, self._source, self._older, self._scratch = stage, source, older, scratch
+        self._shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
+        self._rows = Tables(scratch / "rows.arrow", judged_schema(stage), ROW_GROUP)
+        self._others = sorted(source.also)
+        self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
+        self._said: dict[str, _Said] = {}
+        self._tags: dict[str, _Tagged] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows of `judged_schema` whose keys come after all before them."""
+        for batch in self._rows.add(rows):
+            self._note(batch)
+
+    def _note(self, batch: pa.Table) -> None:
+        """Keep of `batch` what comparisons need."""
+        digests = pc.utf8_slice_codeunits(pc.utf8_rpad(batch["sha256"], 32, "0"), 0, 32).to_pylist()
+        words = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2)
+        clarity = batch["score.clarity"] if "score.clarity" in batch.column_names else None
+        values = {
+            "left": np.asarray(batch["kept"]),
+            # An edit is its references and words too: many start from one picture, and differ little in their end.
+            "comparable": np.asarray(pc.list_value_length(batch["references"])) == 0,
+            "source": np.asarray(pc.fill_null(pc.index_in(batch["source"], pa.array(self._others, pa.string())), -1)),
+            "generation": self._older.first_kept(batch["key"].combine_chunks(), batch["sha256"].combine_chunks()),
+            "pixels": np.asarray(batch["width"], np.int64) * np.asarray(batch["height"], np.int64),
+            "clarity": np.full(len(batch), np.nan) if clarity is None else np.asarray(clarity, np.float64),
+            "sha256_high": words[:, 0],
+            "sha256_low": words[:, 1],
+            **{name: np.asarray(batch[name]) for name in ("phash", *COMPARED)},
+        }
+        for name, column in self._columns.items():
+            column.add(values[name])
+
+    def decide(self) -> None:
+        """Ask the operators that look at the whole set, one after the other. WholeError where one raises."""
+        for batch in self._rows.end():
+            self._note(batch)
+        self._batches = self._rows.batches()
+        facts = {name: column.whole() for name, column in self._columns.items()}
+        self._left, self._origin = facts["left"], facts["source"]
+        self._cluster = self._filled("cluster", np.int64, 0)
+        self._cluster[:] = np.arange(len(self._left))
+        for one in self._stage.whole:
+            with _named(one.name):
+                self._compare(one, facts)
+        for table in self._stage.tables:
+            with _named(table.name):
+                self._look(table)
+
+    def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
+        sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
+        age = Age(*(facts[name][rows] for name in Age._fields))
+        hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
+        found = one.cluster(Facts(age, sha256, hashes))
+        of = self._filled(f"of.{one.name}", np.int64, 0)
+        of[:] = np.arange(len(of))
+        of[rows] = rows[found.representative]
+        prefix = found.reason
+
+        def reason(dropped: np.ndarray) -> pa.Array:
+            return pc.binary_join_element_wise(prefix, self._keys(of[dropped]), " ")
+
+        said = self._say(one.name, reason)
+        said.score[rows] = found.score
+        said.verdict[rows] = of[rows] == rows
+        self._left[rows] = of[rows] == rows
+        self._cluster[:] = of[self._cluster]
+
+    def _look(self, one: TableOperator | TableTagger) -> None:
+        asked = self._asked(one.name)
+        rows = np.flatnonzero(asked)
+        shape = self._columns_for(one)
+        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
+        if hasattr(one, "tag_table"):
+            self._tag(one.name, rows, one.tag_table(table))
+        else:
+            self._hear(one, rows, table)
+
+    def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
+        """What there is by now of the columns that `one` asks for; WholeError if it cannot do without one."""
+        later = {name for table in self._stage.tables for name in _made(table)} - {
+            name for judged in (*self._said, *self._tags) for name in (f"score.{judged}", f"tag.{judged}")
+        }
+        there = set(self._shape.names) - later
+        missing = [name for name in one.needs if name not in there]
+        if missing:
+            kind, _, asked = missing[0].partition(".")
+            raise WholeError(
+                f"operators.{one.name}: reads the {kind} of {asked}, which is not there; add [operators.{asked}]"
+            )
+        names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
+        return pa.schema([self._shape.field(name) for name in names])
+
+    def _tag(self, name: str, rows: np.ndarray, tags: Sequence[str]) -> None:
+        if len(tags) != len(rows):
+            raise WholeError(f"operators.{name}: {len(tags)} tags of {len(rows)} rows")
+        found = pa.array(["", *tags], pa.string()).dictionary_encode()
+        self._tags[name] = _Tagged(self._filled(f"tag.{name}", np.int32, 0), found.dictionary)
+        self._tags[name].tag[rows] = np.asarray(found.indices)[1:]
+
+    def _hear(self, one: TableOperator, rows: np.ndarray, table: pa.Table) -> None:
+        said = one.judge_table(table)
+        judged = said if isinstance(said, Judgements) else _columns(said)
+        if len(judged.score) != len(rows):
+            raise ValueError(f"{len(judged.score)} judgements of {len(rows)} rows")
+
+        def reason(dropped: np.ndarray) -> pa.Array:
+            return judged.reason.take(pa.array(np.searchsorted(rows, dropped)))
+
+        mine = self._say(one.name, reason)
+        mine.score[rows], mine.verdict[rows] = judged.score, judged.verdict
+        self._left[rows] = np.asarray(judged.verdict) != 0
+
+    def _asked(self, name: str) -> np.ndarray:
+        """bool: the rows that operator `name` is asked about."""
+        exempt = [self._others.index(one) for one in self._source.exempt(name)]
+        return self._left & ~np.isin(self._origin, exempt)
+
+    def _seen(self, asked: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
+        for start, batch in self._walk():
+            yield self._known(start, batch, names).filter(pa.array(asked[start : start + batch.num_rows]))
+
+    def _say(self, name: str, reason: Callable[[np.ndarray], pa.Array]) -> _Said:
+        score, verdict = self._filled(f"score.{name}", np.float64, np.nan), self._filled(f"verdict.{name}", np.int8, -1)
+        self._said[name] = _Said(score, verdict, reason)
+        return self._said[name]
+
+    def _filled(self, name: str, dtype: type, value: float) -> np.ndarray:
+        return filled(self._scratch / f"said.{name}.bin", len(self._left), dtype, value)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The index's rows, ROW_GROUP at a time; after `decide`."""
+        for start, batch in self._walk():
+            yield self._known(start, batch, self._shape.names)
+
+    def _walk(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        start = 0
+        for batch in self._batches:
+            yield start, batch
+            start += batch.num_rows
+
+    def _known(self, start: int, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Table:
+        """What is known by now of the rows in `batch`, in the index's columns `names`."""
+        rows = slice(start, start + batch.num_rows)
+        columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
+        columns["cluster"] = self._keys(self._cluster[rows])
+        for name, tagged in self._tags.items():
+            columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
+        for name, said in self._said.items():
+            score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
+            dropped = pa.array(verdict == 0)
+            reasons = pc.replace_with_mask(
+                pa.array([""] * batch.num_rows, pa.string()), dropped, said.reason(start + np.flatnonzero(verdict == 0))
+            )
+            columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
+            columns[f"verdict.{name}"] = pa.array(verdict == 1, mask=verdict < 0)
+            columns[f"reason.{name}"] = reasons
+            # Judged at all, it was kept by all before.
+            columns["kept"] = pc.and_(columns["kept"], pc.invert(dropped))
+            columns["dropped_by"] = pc.if_else(dropped, name, columns["dropped_by"])
+            columns["reason"] = pc.if_else(dropped, reasons, columns["reason"])
+        shape = pa.schema([self._shape.field(name) for name in names])
+        return pa.table([columns[name] for name in shape.names], schema=shape)
+
+    def _keys(self, rows: np.ndarray) -> pa.Array:
+        """The keys of `rows`."""
+        order = np.argsort(rows, kind="stable")
+        batch, place = np.divmod(rows[order], ROW_GROUP)
+        pieces = [pa.array([], pa.string())]
+        for number in np.unique(batch):
+            pieces.append(self._batches[number].column("key").take(pa.array(place[batch == number])))
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return pa.concat_arrays(pieces).take(pa.array(back))
 
 
-def _look(
-    columns: dict[str, Any],
-    said: dict[str, list[Judgement]],
-    values: dict[str, Any],
-    one: TableOperator,
-    shape: pa.Schema,
-    spared: np.ndarray,
-) -> list[Judgement]:
-    """Judgements by a table operator of the rows that all before it keep."""
-    kept = np.flatnonzero(_kept(said, len(columns["key"])) & ~spared)
-    known = columns | {key: value for name in said for key, value in _column(name, said[name], values).items()}
-    missing = [name for name in one.needs if name not in known]
-    assert not missing, f"{one.name} needs {missing}"
-    table = pa.table({name: pa.chunked_array([known[name]], shape.field(name).type) for name in one.needs})
-    judged = [NOT_JUDGED] * len(columns["key"])
-    for row, judgement in zip(kept.tolist(), one.judge_table(table.take(kept)), strict=True):
-        judged[row] = judgement
-    return judged
+def _made(one: TableOperator | TableTagger) -> tuple[str, ...]:
+    if hasattr(one, "tag_table"):
+        return (f"tag.{one.name}",)
+    return f"score.{one.name}", f"verdict.{one.name}", f"reason.{one.name}"
 
 
-_COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash", "references")
+def _columns(judged: Iterable[Judgement]) -> Judgements:
+    score, verdict, reason = zip(*judged, strict=True) if judged else ((), (), ())
+    numbers = np.asarray([np.nan if one is None else one for one in score], np.float64)
+    verdicts = np.asarray([-1 if one is None else int(one) for one in verdict], np.int8)
+    return Judgements(numbers, verdicts, pa.array(reason, pa.string()))
 
 
-def _unique(keys: list[str]) -> list[str]:
-    """Sorted `keys`, the later of equal ones numbered: two shards may spell the same key (a/b.tar, and b/ in a.tar)."""
-    taken = set(keys)
-    for row in range(1, len(keys)):
-        if keys[row] == keys[row - 1]:
-            keys[row] = next(name for n in count(2) if (name := f"{keys[row]}~{n}") not in taken)
-            taken.add(keys[row])
-    return keys
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """An error inside names the operator; those that say more about themselves stay as they are."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise WholeError(f"operators.{name}: {type(error).__name__}: {error}") from error
 
 
-def _judge(scores: pa.Table, one: Operator) -> list[Judgement]:
-    values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
-    return [one.judge(Score(value, note)) for value, note in zip(values, notes, strict=True)]
-
-
-def _kept(judged: dict[str, list[Judgement]], number: int) -> np.ndarray:
-    kept = np.ones(number, bool)
-    for column in judged.values():
-        kept &= [one.verdict is not False for one in column]
-    return kept
-
-
-def _compare(
-    scores: pa.Table, keys: list[str], one: SetOperator, kept: np.ndarray, cluster: np.ndarray
-) -> tuple[list[Judgement], np.ndarray]:
-    """Judgements by a set operator of the rows in `kept`, and the clusters after it."""
-    rows = np.flatnonzero(kept)
-    width, height = (np.asarray(scores[name], np.int64)[rows] for name in ("width", "height"))
-    hashes = Hashes(*(np.asarray(scores[name], np.uint64)[rows] for name in Hashes._fields))
-    clarity = np.asarray(scores["score.clarity"], np.float64)[rows] if "score.clarity" in scores.schema.names else None
-    unknown = np.full(len(rows), np.nan)
-    age = Age(np.zeros(len(rows), np.int64), width * height, unknown if clarity is None else clarity)
-    digests = "".join(one[:32] for one in pc.take(scores["sha256"], rows).to_pylist())
-    sha256 = np.frombuffer(bytes.fromhex(digests), ">u8").astype(np.uint64).reshape(-1, 2)
-    found = one.cluster(Facts(age, sha256, hashes))
-    judged = [NOT_JUDGED] * len(keys)
-    joined = np.arange(len(keys))
-    joined[rows] = rows[found.representative]
-    for position, row in enumerate(rows.tolist()):
-        itself = bool(joined[row] == row)
-        score = float(found.score[position])
-        reason = "" if itself else f"{found.reason} {keys[joined[row]]}"
-        judged[row] = Judgement(None if np.isnan(score) else score, itself, reason)
-    return judged, joined[cluster]
-
-
-def _decisions(judged: list[list[Judgement]], names: list[str]) -> dict[str, list[Any]]:
-    kept, dropped_by, reason = [], [], []
-    for row in zip(*judged, strict=True):
-        first = next((number for number, one in enumerate(row) if one.verdict is False), None)
-        kept.append(first is None)
-        dropped_by.append("" if first is None else names[first])
-        reason.append("" if first is None else row[first].reason)
-    return {"kept": kept, "dropped_by": dropped_by, "reason": reason}
+def decide(
+    scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
+) -> pa.Table:
+    """The index's rows for `scores` (see scoring.py) alone, sorted by key."""
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        run = write_run(judge(scores, stage, source=source, count_tokens=count_tokens), scratch / "0.arrow")
+        whole = Whole(stage, source, Older(scratch / "none"), scratch)
+        for rows in read_in_order([run] if run else [], scratch):
+            whole.add(rows)
+        whole.decide()
+        shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
+        return pa.concat_tables([shape.empty_table(), *whole.tables()])

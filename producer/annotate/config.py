@@ -86,6 +86,7 @@ class AnnotateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     local: LocalConfig | None = None
     chinese: float = Field(default=0.0, ge=0, le=1)  # share of samples asked in Chinese, by a hash of their key
     fuse: bool = True  # a second, text-only question where there is a raw caption: the fused caption
+    uncaptioned: bool = False  # also pictures that curation drops for want of a caption; its next run keeps them then
     pixels: int = Field(default=1 << 20, ge=64 * 64)  # of a picture as it is shown at most, in its own ratio
     max_tokens: int = Field(default=1024, ge=16)  # of an answer; a caption of 1,024 tokens is the longest encoded
     temperature: float = Field(default=0.0, ge=0, le=2)  # 0: the likeliest words
@@ -98,7 +99,7 @@ class AnnotateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     @model_validator(mode="after")
     def _asks_one(self) -> "AnnotateConfig":
         if self.server and self.local:
-            raise ValueError("annotate: both server and local are set; choose one")
+            raise ValueError("both server and local are set; choose one")
         return self
 
     def folder(self, index: Path) -> Path:

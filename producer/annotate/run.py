@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +18,7 @@ from producer.annotate.prompt import ANNOTATE, FUSE, language
 from producer.annotate.store import CAPTION, FUSED, Shelf, open_shelf
 from producer.index import Index
 from producer.lock import exclusive
+from producer.operator.caption import Caption
 from producer.source.reader import SourceConfig
 
 _LOCK_TIMEOUT_S = 10.0
@@ -41,7 +41,7 @@ class Funnel:
 
     generation: str  # id of the index generation
     annotator: str  # name of its folder
-    seen: int = 0  # kept samples
+    seen: int = 0  # kept samples, and with annotate.uncaptioned those without a caption
     annotated: int = 0
     before: int = 0  # of those, in earlier runs
     failed: Counter[str] = field(default_factory=Counter)  # reason -> samples
@@ -84,6 +84,7 @@ def annotate(
     """
     model = _identity(config)
     found = Index.open(index)
+    source.require(found.table["source"].unique().to_pylist())
     out = config.folder(index)
     with exclusive(out / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         shelves = {
@@ -133,9 +134,9 @@ class _Work:
     def __init__(
         self, config: AnnotateConfig, index: Index, shelves: dict[str, Shelf], progress: Callable[[Progress], None]
     ) -> None:
-        self._config, self._table, self._shelves, self._progress = config, index.table, shelves, progress
+        self._config, self._shelves, self._progress = config, shelves, progress
         self.funnel = Funnel(index.id, shelves[CAPTION].folder.name)
-        self._total = int(pc.sum(self._table["kept"]).as_py() or 0)
+        self._rows = _wanted(index.table, config)
         self._begun = 0  # samples whose captions this run asks for
         self._left: Counter[tuple[str, str]] = Counter()  # samples of a shard that are still asked about
         self._silent = 0  # samples in a row without an answer
@@ -145,7 +146,7 @@ class _Work:
     def batches(self) -> Iterator[Batch]:
         """What lacks an annotation, shard by shard; what lacks none is counted on the way."""
         size = self._config.local.batch if self._config.local else 1
-        for (source, shard), rows in _shards(self._table):
+        for (source, shard), rows in _shards(self._rows):
             wanted = self._missing(source, shard, rows)
             if wanted:
                 self._left[source, shard] = len(wanted)
@@ -177,7 +178,7 @@ class _Work:
         wanted = []
         for row in rows:
             self.funnel.seen += 1
-            entry = known.get((row["key"], row["sha256"]))
+            entry = known.get(row["sha256"])
             if row["references"]:
                 self.funnel.skipped[EDIT] += 1
             elif entry and not (entry.reason and self._config.retry_failed):
@@ -191,11 +192,11 @@ class _Work:
                 wanted.append(_row(row, language(row["key"], self._config.chinese), self._found(row)))
         return wanted
 
-    def _to_fuse(self, row: dict[str, Any], caption: Entry, fused: dict[tuple[str, str], Entry]) -> Row | None:
+    def _to_fuse(self, row: dict[str, Any], caption: Entry, fused: dict[str, Entry]) -> Row | None:
         found = self._found(row)
         if not found:
             return None
-        entry = fused.get((row["key"], fused_from(found, caption.caption)))
+        entry = fused.get(fused_from(found, caption.caption))
         if entry and not (entry.reason and self._config.retry_failed):
             self._count_fused(entry)
             return None
@@ -265,7 +266,7 @@ class _Work:
 
     def _tell(self) -> None:
         done = self.funnel.annotated + self.funnel.failed.total()
-        self._progress(Progress(done, self._total, self._asked, dict(self.funnel.failed)))
+        self._progress(Progress(done, self._rows.num_rows, self._asked, dict(self.funnel.failed)))
 
 
 def _row(row: dict[str, Any], words: Any, found: str, seen: str = "") -> Row:
@@ -276,14 +277,20 @@ def _row(row: dict[str, Any], words: Any, found: str, seen: str = "") -> Row:
 _COLUMNS = ["key", "source", "shard", "member", "offset", "size", "sha256", "captions", "references"]
 
 
-def _shards(table: pa.Table) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """The kept rows of each shard, by key, one shard in memory at a time."""
-    rows = np.flatnonzero(np.asarray(pc.fill_null(table["kept"], False), bool))
-    kept = table.select(_COLUMNS).take(pa.array(rows)) if len(rows) < table.num_rows else table.select(_COLUMNS)
-    kept = kept.sort_by([("source", "ascending"), ("shard", "ascending"), ("key", "ascending")])
-    places = kept.select(["source", "shard"]).to_pylist()
+def _wanted(table: pa.Table, config: AnnotateConfig) -> pa.Table:
+    """The rows of an index that are to be annotated, by shard."""
+    wanted = pc.fill_null(table["kept"], False)
+    if config.uncaptioned:
+        wanted = pc.or_(wanted, pc.equal(table["dropped_by"], Caption.name))
+    order = [(name, "ascending") for name in ("source", "shard", "key")]
+    return table.select(_COLUMNS).filter(wanted).sort_by(order)
+
+
+def _shards(rows: pa.Table) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """The rows of each shard, one shard's as Python's at a time."""
+    places = list(zip(rows["source"].to_pylist(), rows["shard"].to_pylist(), strict=True))
     first = 0
-    for row in range(1, len(places) + 1):
-        if row == len(places) or places[row] != places[first]:
-            yield (places[first]["source"], places[first]["shard"]), kept.slice(first, row - first).to_pylist()
-            first = row
+    for last in range(1, len(places) + 1):
+        if last == len(places) or places[last] != places[first]:
+            yield places[first], rows.slice(first, last - first).to_pylist()
+            first = last

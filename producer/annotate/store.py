@@ -43,6 +43,11 @@ class Annotation:
     abnormal: bool
     fused: Mapping[str, str]  # captions of split fused, by what they were fused from (entry.fused_from)
 
+    def tags(self) -> tuple[str, str, str, str]:
+        """Type, style, watermarks as a JSON list, and yes or no to an abnormal element: the order of join.TAGS."""
+        marks = json.dumps(self.watermark, ensure_ascii=False)
+        return self.image_type, self.image_style, marks, "yes" if self.abnormal else "no"
+
 
 class Shelf:
     """The annotations of one annotator. Many may read; one process at a time writes, under the caller's lock."""
@@ -51,10 +56,10 @@ class Shelf:
         self.folder = folder
         self._open: dict[Path, Record] = {}
 
-    def read(self, source: str, shard: str) -> dict[tuple[str, str], Entry]:
-        """The entries of a shard by key and subject, recorded ones among them; of two of one the later."""
+    def read(self, source: str, shard: str) -> dict[str, Entry]:
+        """The entries of a shard by subject, recorded ones among them; of two of one the later."""
         path = self._path(source, shard)
-        return {(entry.key, entry.subject): entry for entry in (*_read_file(path), *read(path.with_suffix(".jsonl")))}
+        return {entry.subject: entry for entry in (*_read_file(path), *read(path.with_suffix(".jsonl")))}
 
     def record(self, source: str, shard: str, batches: Sequence[Sequence[Entry]]) -> None:
         """Keep more entries; on return they survive a power cut."""
@@ -67,8 +72,7 @@ class Shelf:
         record = path.with_suffix(".jsonl")
         if not record.exists():
             return
-        entries = self.read(source, shard)
-        _write_file(path, [entries[one] for one in sorted(entries)])
+        _write_file(path, sorted(self.read(source, shard).values(), key=lambda entry: (entry.key, entry.subject)))
         if held := self._open.pop(record, None):
             held.close()
         # Killed before this, the next run finds in the record what the file has too.
@@ -101,22 +105,22 @@ def open_shelf(out: Path, kind: str, identity: dict[str, Any]) -> Shelf:
     return Shelf(folder)
 
 
-def read_annotations(folder: Path, source: str, shard: str) -> dict[tuple[str, str], Annotation]:
-    """What is known of the samples of a shard, by key and sha256 of the image, from all annotators below `folder`, or
-    the one that it belongs to; samples without findings are not in it.
+def read_annotations(folder: Path, source: str, shard: str) -> dict[str, Annotation]:
+    """What is known of the pictures of a shard, by their sha256, from all annotators below `folder`, or the one that it
+    belongs to; pictures without findings are not in it.
 
-    Where several speak of a sample, the one that was begun last counts. Records of unfinished shards count too.
+    Where several speak of a picture, the one that was begun last counts. Records of unfinished shards count too.
     """
-    captions: dict[tuple[str, str], Entry] = {}
-    fused: dict[str, dict[str, str]] = {}
+    captions: dict[str, Entry] = {}
+    fused: dict[str, str] = {}
     for one in _shelves(folder):
         found = Shelf(one.folder).read(source, shard)
-        for at, entry in found.items():
-            if not entry.reason and one.kind == CAPTION:
-                captions[at] = entry
-            elif not entry.reason:
-                fused.setdefault(entry.key, {})[entry.subject] = entry.caption
-    return {at: _annotation(entry, fused.get(entry.key, {})) for at, entry in captions.items()}
+        said = {subject: entry for subject, entry in found.items() if not entry.reason}
+        if one.kind == CAPTION:
+            captions |= said
+        else:
+            fused |= {subject: entry.caption for subject, entry in said.items()}
+    return {subject: _annotation(entry, fused) for subject, entry in captions.items()}
 
 
 def require(folder: Path) -> None:

@@ -31,7 +31,7 @@ class Threads:
     def __exit__(self, *_: object) -> None:
         self._ended = True
         self._server.close()
-        for _ in self._threads:
+        for _thread in self._threads:
             self._in.put(None)
         for thread in self._threads:
             thread.join(_END_S)

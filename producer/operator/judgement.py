@@ -25,6 +25,9 @@ from producer.source.shard import RawSample
 # Pixels of the longest side that operators see at most, so that a score does not depend on the size of the scan and a
 # batch of samples has a bounded size.
 SIDE = 512
+# Pixels of the longest side for operators that look for small things, text and codes: letters of 12 pixels at 1328p are
+# that large here. Made only where one of them judges, since a batch then holds up to 5 MB a picture instead of 0.8.
+FINE = 1280
 
 
 class Score(NamedTuple):
@@ -43,6 +46,21 @@ class Judgement(NamedTuple):
 
 
 NOT_JUDGED = Judgement(None, None)
+# How the reason begins where a sample is left out since an operator raised on it: it is counted as failed, not dropped.
+FAILED = "failed: "
+
+
+def what_failed(error: Exception) -> str:
+    """One line of what an operator raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+class Judgements(NamedTuple):
+    """Judgements of many rows without an object each."""
+
+    score: np.ndarray  # float64, NaN where there is none
+    verdict: np.ndarray  # int8: 1 to keep, 0 to drop, -1 where not judged
+    reason: pa.StringArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +72,14 @@ class Picture:
     pixels: np.ndarray
     native: np.ndarray | None = None  # where reduced, its middle at its own scale, RGB of SIDE x SIDE at most
     orientation: int = 1  # the EXIF tag it came with, 1 to 8
+    fine: np.ndarray | None = (
+        None  # RGB reduced to FINE, where `pixels` has less and an operator looks for small things
+    )
+
+    @property
+    def finest(self) -> np.ndarray:
+        """The whole picture with as many pixels as were kept, RGB."""
+        return self.pixels if self.fine is None else self.fine
 
     @cached_property
     def grey(self) -> np.ndarray:
@@ -78,7 +104,7 @@ class Sample:
 
 
 class Operator(Protocol):
-    """A judge of single samples."""
+    """A judge of single samples. One with `fine = True`, or a Tagger with it, gets pictures with their `fine` view."""
 
     name: str
     version: int  # another one when the score's definition changes: everything is scored again
@@ -131,13 +157,31 @@ class TableOperator(Protocol):
 
     name: str
     version: int
-    needs: tuple[str, ...]  # columns of the index, see producer/index.py
+    needs: tuple[str, ...]  # columns of the index, see producer/index.py; `may`, if it has it: those it can do without
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        """A judgement for each row of `table`, which has `needs` for columns and is sorted by key."""
+    def judge_table(self, table: pa.Table) -> list[Judgement] | Judgements:
+        """A judgement for each row of `table`, which has `needs`, and what there is of `may`, and is sorted by key.
+
+        The table lies in a file that is mapped into memory. Judgements are for sets of many millions.
+        """
 
 
-Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator
+class TableTagger(Protocol):
+    """Says one string of each sample from columns of all that are still kept, captions and other tags among them.
+
+    So what annotation added and what other operators found is known, and moving a rule scores nothing again.
+    """
+
+    name: str
+    version: int
+    needs: tuple[str, ...]
+    may: tuple[str, ...]
+
+    def tag_table(self, table: pa.Table) -> list[str]:
+        """A string for each row of `table`, as TableOperator sees it; "" where nothing can be said."""
+
+
+Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator | TableTagger
 
 
 class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):

@@ -61,7 +61,7 @@ def hash_pixels(pixels: np.ndarray) -> tuple[int, int, int, int]:
     low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))[:8, :8]
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
     # Mirrored, every odd frequency across changes its sign.
-    mirrored = low * np.resize(np.float32([1, -1]), 8)
+    mirrored = low * np.resize(np.asarray([1, -1], np.float32), 8)
     return _above(low), _brighter(small), _above(mirrored), _brighter(small[:, ::-1])
 
 

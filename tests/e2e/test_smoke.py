@@ -12,6 +12,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from producer.index import Index
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,6 +39,19 @@ def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_pa
     assert curate["in"] == curate["kept"] + sum(curate["dropped"].values())
     assert curate["kept"] >= 150 and len(curate["buckets"]) >= 5
     assert {"broken", "file_size", "resolution", "exact_duplicate", "near_duplicate"} <= curate["dropped"].keys()
+    rows = Index.open(tmp_path / "index").table.select(["key", "dropped_by"]).to_pylist()
+    dropped = {row["key"]: row["dropped_by"] for row in rows}
+    planted = json.loads((tmp_path / "raw" / "planted.json").read_text())
+    assert {item["stage"] for item in planted} == {1, 2, 3, 4}
+    assert {item["key"]: item["operator"] for item in planted} == {
+        item["key"]: dropped[item["key"]] for item in planted
+    }
+    ways = {
+        key.partition(":")[2].partition("-")[0]
+        for key, by in dropped.items()
+        if key.startswith("synthetic:") and not by
+    }
+    assert ways == {"lettering", "pure", "compositional", "template"} and report["synthesize"]["trained"] > 0
     assert report["produce"]["images"] > 0 and train["steps"] == 60
     assert train["resumed_bit_equal"]
     assert train["validation_loss_last"] <= 0.85 * train["validation_loss_first"]

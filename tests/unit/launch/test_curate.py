@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from launch.curate import CurationView, report, show
-from producer.curate import Funnel, Progress
+from producer.curate import Progress
+from producer.funnel import Funnel
 
 FUNNEL = Funnel(
     generation="0123456789abcdef",

@@ -43,11 +43,11 @@ def good(corpus: Path) -> dict[str, tuple[RawSample, Image.Image]]:
 
 def test_it_is_the_same_to_the_byte_and_written_only_where_it_changed(corpus: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path)
-    names = sorted(path.name for path in corpus.iterdir())
-    assert names == sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert all((corpus / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
     (tmp_path / "planted.json").write_text("[]")
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
     make_corpus(tmp_path)
     assert {name for name in names if (tmp_path / name).stat().st_mtime_ns != before[name]} == {"planted.json"}
 

@@ -58,13 +58,13 @@ def test_every_kept_sample_gets_its_caption_its_facts_and_a_fused_caption(photos
     assert (funnel.calls, funnel.prompt_tokens, funnel.answer_tokens) == (2 * WHOLE, 200 * WHOLE, 40 * WHOLE)
     found = read_annotations(photos / "annotations", *SHARD)
     index = Index.open(photos / "index").table.select(["key", "sha256"]).to_pylist()
-    assert found.keys() == {(row["key"], row["sha256"]) for row in index if row["key"] != BROKEN}
+    assert found.keys() == {row["sha256"] for row in index if row["key"] != BROKEN}
     for number, row in enumerate(index):
         if row["key"] != BROKEN:
-            one = found[row["key"], row["sha256"]]
+            one = found[row["sha256"]]
             assert (one.caption, one.image_type, one.abnormal) == (FINDINGS["Caption"], "photograph", False)
             raw = str(captions(number)[0]["text"])
-            assert one.fused == {fused_from(raw, one.caption): FUSED["Fused Caption"]}
+            assert one.fused[fused_from(raw, one.caption)] == FUSED["Fused Caption"]
     asked = {request["messages"][0]["content"] for request in chat.requests if not has_picture(request)}
     assert {f'"an astronaut {n}"' in text for n in (0, 4, 8) for text in asked} == {True, False}
 
@@ -196,18 +196,35 @@ def test_chinese_is_asked_of_its_share(photos: Path) -> None:
     assert any("图像描述" in json.dumps(r, ensure_ascii=False) or "描述编辑" in str(r) for r in chat.requests)
 
 
-def test_edits_and_what_curation_dropped_are_not_asked_about(photos: Path) -> None:
+def judged(photos: Path, **columns: list[Any]) -> None:
+    """Another generation of the index, with these `columns`."""
     table = Index.open(photos / "index").table
-    reference = {"member": "r", "offset": 0, "size": 1, "width": 1, "height": 1, "sha256": "x"}
-    columns = {"references": [[reference]] + [[]] * (ROWS - 1), "kept": [True] * (ROWS - 2) + [False] * 2}
     for name, values in columns.items():
         field = table.schema.field(name)
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     write_generation(photos / "index", table, tokenizer="t", operators={"aesthetic": {}})
+
+
+def test_edits_and_what_curation_dropped_are_not_asked_about(photos: Path) -> None:
+    reference = {"member": "r", "offset": 0, "size": 1, "width": 1, "height": 1, "sha256": "x"}
+    judged(photos, references=[[reference]] + [[]] * (ROWS - 1), kept=[True] * (ROWS - 2) + [False] * 2)
     with serving(good) as chat:
         funnel = run(photos, chat)
     assert adds_up(funnel) and (funnel.seen, funnel.annotated) == (ROWS - 2, ROWS - 4)
     assert funnel.skipped == {"an edit, whose words say what to do": 1}
+
+
+def test_pictures_that_lack_nothing_but_a_caption_are_asked_about_where_wanted(photos: Path) -> None:
+    dropped = ["caption", "caption", "broken"]
+    judged(photos, kept=[True] * (ROWS - 3) + [False] * 3, dropped_by=[""] * (ROWS - 3) + dropped)
+    with serving(good) as chat:
+        assert run(photos, chat).seen == ROWS - 3
+        funnel = run(photos, chat, uncaptioned=True)
+    assert (
+        adds_up(funnel)
+        and (funnel.seen, funnel.before) == (ROWS - 1, ROWS - 4)
+        and len(set(chat.pictures())) == ROWS - 2
+    )
 
 
 def test_a_source_that_changed_is_not_captioned_as_if_it_had_not(photos: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from producer.annotate.config import AnnotateConfig, AnnotateError
 from producer.annotate.local import Local
 from producer.annotate.model import Said, Talk
 from producer.annotate.prompt import ANNOTATE
-from producer.annotate.run import annotate
+from producer.annotate.run import Progress, annotate
 from producer.annotate.store import Shelf
 from producer.source.reader import SourceConfig
 from tests.unit.producer.photos import BROKEN, ROWS, make_photos
@@ -63,11 +64,22 @@ def test_a_picture_changes_what_the_first_token_is_drawn_from(captioner: Path) -
     assert torch.equal(first, other) and not torch.allclose(first, turned, atol=1e-4)
 
 
-def test_garbage_is_counted_and_kept_with_its_reason(captioner: Path, tmp_path: Path) -> None:
-    """On a real local Ray; the broken picture is left out."""
+def test_garbage_is_counted_and_kept_with_its_reason_also_where_an_actor_is_killed(
+    captioner: Path, tmp_path: Path
+) -> None:
+    """On a real local Ray; the broken picture is left out, and another actor takes the place of the one killed."""
     make_photos(tmp_path)
-    funnel = annotate(SourceConfig(path=tmp_path / "raw"), config(captioner), tmp_path / "index")
-    assert funnel.seen == ROWS == funnel.failed.total() and funnel.annotated == 0
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.asked and not killed:
+            (process,) = (one for one in psutil.Process().children(recursive=True) if "ray::Host" in one.name())
+            process.kill()
+            killed.append(process.pid)
+
+    config_ = config(captioner)
+    funnel = annotate(SourceConfig(path=tmp_path / "raw"), config_, tmp_path / "index", progress=kill)
+    assert killed and funnel.seen == ROWS == funnel.failed.total() and funnel.annotated == 0
     assert funnel.failed["picture"] == 1 and funnel.example["picture"].startswith(f"{BROKEN}: ")
     assert set(funnel.failed) <= {"picture", "cut", "no json", "empty"} and funnel.calls >= ROWS - 1
     kept = Shelf(tmp_path / "annotations" / funnel.annotator).read("photos", "photos.tar")

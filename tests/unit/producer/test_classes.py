@@ -59,12 +59,12 @@ def test_rows_of_a_value_without_weight_are_left_out_and_counted_with_it() -> No
             (script == "") & np.isin(domain, ["nature", "design"])
         ),
     }
-    assert found.classes is not None and found.classes.names[0] == "domain=design script=chinese"
+    assert found.classes is not None and found.classes.names[0] == ("domain=design", "script=chinese")
     assert found.classes.weight[0] == 27.0 * 3.0
     for row in range(400):
-        name = found.classes.names[found.classes.row[row]] if found.classes.row[row] >= 0 else ""
+        name = found.classes.names[found.classes.row[row]] if found.classes.row[row] >= 0 else ()
         weighed = domain[row] in WEIGHTS["domain"] and script[row] in WEIGHTS["script"]
-        assert name == (f"domain={domain[row]} script={script[row]}" if weighed else "")
+        assert name == ((f"domain={domain[row]}", f"script={script[row]}") if weighed else ())
 
 
 def test_many_values_without_weight_are_counted_together_beyond_the_most_frequent() -> None:
@@ -114,8 +114,8 @@ def test_a_value_whose_rows_are_all_left_out_otherwise_is_refused() -> None:
     ("classes", "said"),
     [
         ({"script": {}}, r"recipe\.classes\.script: \{\}; name at least one value"),
-        ({"script": {"english": 0.0}}, "each of a positive weight"),
-        ({"script": {"english": float("nan")}}, "each of a positive weight"),
+        ({"script": {"english": -1.0}}, "give each a weight"),
+        ({"script": {"english": float("nan")}}, "give each a weight"),
         (
             {name: {str(value): 1.0 for value in range(20)} for name in ("a", "b", "c")},
             r"recipe\.classes: 8000 combinations of a, b, c; at most 4096",
@@ -127,6 +127,11 @@ def test_classes_that_make_no_sense_are_refused(classes: dict[str, dict[str, flo
         RecipeConfig(classes=classes)
 
 
+def test_a_weight_of_nothing_takes_a_value_or_a_tag_out_of_a_recipe_that_another_extends() -> None:
+    zeros = {"script": {"english": 1.0, "none": 0.0}, "domain": {"nature": 0.0, "people": 0.0}}
+    assert RecipeConfig(classes=zeros) == RecipeConfig(classes={"script": {"english": 1.0}})
+
+
 def test_more_streams_than_a_plan_mixes_are_refused() -> None:
     words = [str(row % 600) for row in range(1800)]
     recipe = RecipeConfig(classes={"taxonomy": dict.fromkeys(words, 1.0)}, min_fill=0.05)
@@ -134,13 +139,13 @@ def test_more_streams_than_a_plan_mixes_are_refused() -> None:
         Plan("index", table(1800).append_column("tag.taxonomy", pa.array(words)), recipe, seed=1, cost=COST)
 
 
-def of_group(plan: Plan, rows: pa.Table) -> dict[tuple[str, str, str], set[int]]:
+def of_group(plan: Plan, rows: pa.Table) -> dict[tuple[str, tuple[str, ...], str], set[int]]:
     """Which rows train in each split, class and bucket."""
     chosen, found = plan.selection, {}
     script, domain = tags(rows, "script"), tags(rows, "domain")
     for number, split in enumerate(chosen.splits):
         for row in np.flatnonzero((chosen.tokens[number] >= 0) & ~chosen.held_out).tolist():
-            kind = f"domain={domain[row]} script={script[row]}"
+            kind = f"domain={domain[row]}", f"script={script[row]}"
             found.setdefault((split, kind, str(chosen.buckets[chosen.bucket[row]])), set()).add(row)
     return found
 
@@ -183,7 +188,7 @@ def test_streams_splits_and_values_are_within_a_point_in_any_ten_thousand_sample
     recipe = RecipeConfig(splits=splits, classes=weights, resolutions=(256, 640), min_fill=0.9, units=64, samples=16)
     plan = Plan("index", tagged(6000, tuple(splits), 300), recipe, seed=1, cost=COST)
     streams = [
-        (split, f"domain={domain} script={script}")
+        (split, (f"domain={domain}", f"script={script}"))
         for split, domain, script in product(splits, weights["domain"], weights["script"])
     ]
     wanted = np.asarray(
@@ -225,11 +230,14 @@ def test_a_class_that_a_split_has_no_rows_of_leaves_its_share_to_the_others() ->
     plan = Plan("index", rows, recipe, seed=1, cost=COST)
     assert plan.entry(0).mixture() == pytest.approx(
         {
-            ("raw", "t2i", "script=chinese"): 0.5,
-            ("raw", "t2i", "script=english"): 0.25,
-            ("fused", "t2i", "script=english"): 0.25,
+            ("raw", "t2i", ("script=chinese",)): 0.5,
+            ("raw", "t2i", ("script=english",)): 0.25,
+            ("fused", "t2i", ("script=english",)): 0.25,
         },
         abs=1e-3,
+    )
+    assert plan.entry(0).shares() == pytest.approx(
+        {"raw": 0.75, "fused": 0.25, "t2i": 1.0, "script=chinese": 0.5, "script=english": 0.5}, abs=1e-3
     )
     assert any(name.startswith("raw script=chinese ") for name in plan.passes(3))
 
