@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from producer.operator.judgement import Sample
-from producer.operator.pretrained import ONLY_LOCAL, ModelError, check_model, move, placed, prepare
+from producer.operator.pretrained import ONLY_LOCAL, ModelError, check_model, load_model, move, prepare
 
 ENCODERS = ("SiglipModel", "Siglip2Model", "ChineseCLIPModel", "CLIPModel")
 # Tokens of a caption that the released models were trained with; the rest is not read.
@@ -86,8 +86,7 @@ def _loaded(kind: str, folder: Path) -> tuple[Any, Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
     except (OSError, ValueError, KeyError):
         tokenizer = _no_words
-    model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **ONLY_LOCAL)
-    return processor, tokenizer, placed(model)
+    return processor, tokenizer, load_model(getattr(transformers, kind), folder)
 
 
 def _no_words(*_: Any, **__: Any) -> Any:

@@ -64,7 +64,8 @@ class Head:
 
 
 def _layers(setting: str, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    from safetensors.numpy import load_file
+    # Here, since this import takes seconds and most runs have no head; numpy would not read bfloat16.
+    from safetensors.torch import load_file
 
     found: dict[int, dict[str, np.ndarray]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -75,7 +76,7 @@ def _layers(setting: str, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
             layer = found.setdefault(int(parts["number"] or 0), {})
             if parts["kind"] in layer:
                 raise ModelError(f"{setting}: {file} holds {name} and another {parts['kind']} of the same layer")
-            layer[parts["kind"]] = tensor.astype(np.float64)
+            layer[parts["kind"]] = tensor.double().numpy()
     layers = [found[number] for number in sorted(found)]
     if not layers or any("weight" not in layer for layer in layers):
         raise ModelError(f"{setting}: {folder} holds no linear layers, or a bias without its weight")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn, Sample, Score
-from producer.operator.pretrained import ONLY_LOCAL, ModelError, check_model, content_hash, placed, prepare
+from producer.operator.pretrained import ONLY_LOCAL, ModelError, check_model, content_hash, load_model, prepare
 
 
 class NsfwConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -72,6 +72,5 @@ class Nsfw:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
             processor = AutoImageProcessor.from_pretrained(self._folder, **ONLY_LOCAL)
-            model = AutoModelForImageClassification.from_pretrained(self._folder, use_safetensors=True, **ONLY_LOCAL)
-            self._loaded = processor, placed(model)
+            self._loaded = processor, load_model(AutoModelForImageClassification, self._folder)
         return self._loaded

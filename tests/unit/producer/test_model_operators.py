@@ -13,11 +13,13 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 from skimage import data
 
 from producer.curate import CurateConfig, CurateError, curate, gpu_share
-from producer.index import Index
+from producer.index import Index, schema, write_generation
 from producer.operator import encoder as encoders
+from producer.operator import pretrained
 from producer.operator.aesthetic import Aesthetic, AestheticConfig
 from producer.operator.chinese_clip import ChineseClip, ChineseClipConfig
 from producer.operator.embedding import Embedding, EmbeddingConfig, pack, stored
@@ -28,10 +30,12 @@ from producer.operator.pretrained import ModelError, content_hash
 from producer.operator.siglip import Siglip, SiglipConfig
 from producer.operator.stage import OperatorsConfig, build_stage, describe, runs_models, scoring
 from producer.operator.watermark import Watermark, WatermarkConfig
+from producer.recipe import RecipeConfig, RecipeError, select
 from producer.source.reader import SourceConfig
 from producer.source.shard import RawSample
 from tests.unit.producer import tiny_encoders
 from tests.unit.producer.test_scoring import jpeg, judge, score, write
+from tests.unit.producer.test_sources import write_tar
 
 CAPTIONS = ["a red cat", "A Photo of Two Dogs", "一只红色的猫", "picture " * 90, "x"]
 
@@ -325,6 +329,15 @@ def test_a_model_that_will_not_load_is_named_before_anything_is_scored(
         build_stage(OperatorsConfig(siglip=SiglipConfig(model=model)))
 
 
+def test_weights_that_a_class_has_and_its_files_lack_are_never_drawn_by_chance(folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(folder / "siglip", tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    del weights["vision_model.post_layernorm.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 weights of SiglipModel: \['vision_model\.post_layernorm\.weight'\]"):
+        Siglip(model, ("raw",), 0.0).score_captions(batch())
+
+
 def test_an_encoder_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"chinese_clip\.model: .*holds \['SiglipModel'\], not a ChineseCLIPModel"):
         build_stage(OperatorsConfig(chinese_clip=ChineseClipConfig(model=folder / "siglip")))
@@ -358,9 +371,54 @@ def test_a_head_that_does_not_fit_is_named_before_anything_is_scored(
         build_stage(OperatorsConfig(aesthetic=AestheticConfig(model=folder / "siglip", head=tmp_path)))
 
 
+def test_a_head_in_half_precision_loads(folder: Path, tmp_path: Path) -> None:
+    made = linear(tmp_path / "head", 32)
+    whole = Head("x", made, Encoder("x", folder / "siglip"))
+    tensors = {name: torch.from_numpy(one) for name, one in load_file(made / "model.safetensors").items()}
+    save_torch({name: one.bfloat16() for name, one in tensors.items()}, made / "model.safetensors")
+    seen = np.eye(32, dtype=np.float32)[:4]
+    assert Head("x", made, Encoder("x", folder / "siglip"))(seen) == pytest.approx(whole(seen), abs=0.03)
+
+
 def test_a_head_that_names_its_encoder_is_taken_with_it(folder: Path, tmp_path: Path) -> None:
     head = linear(tmp_path / "head", 32, encoder=content_hash(folder / "siglip"))
     assert Aesthetic(folder / "siglip", head, 0.0).score([sample(0)])[0].value is not None
+
+
+def test_raw_recaption_and_fused_are_judged_apart_and_a_recipe_mixes_what_is_left(folder: Path, tmp_path: Path) -> None:
+    """SigLIP drops raw captions, an invalid recaption goes, fused ones stay: each split is counted by itself."""
+    members: list[tuple[str, bytes]] = []
+    more = {"coffee": ("A cup of coffee.", "A cup."), "moon": ("Sorry, I cannot describe this image.", "The moon.")}
+    for name, (recaption, fused) in more.items():
+        captions = {"captions": {"recaption": recaption, "fused": fused}}
+        said = ((".jpg", jpeg(name)), (".txt", b"a cat"), (".json", json.dumps(captions).encode()))
+        members += [(f"{name}{ending}", content) for ending, content in said]
+    write_tar(tmp_path / "set" / "a.tar", members)
+    asked = OperatorsConfig.model_validate(
+        {"siglip": {"model": folder / "siglip", "min": 1.0}, "invalid_caption": {}, "token_length": {}}
+    )
+    rows = judge(tmp_path / "set", asked)
+    assert all(row["kept"] for row in rows.values())
+    kept = {key: {one["split"]: one["kept"] for one in row["captions"]} for key, row in rows.items()}
+    assert kept == {
+        "a/coffee": {"fused": True, "raw": False, "recaption": True},
+        "a/moon": {"fused": True, "raw": False, "recaption": False},
+    }
+    scores = [[value is None for value in row["score.siglip"]] for row in rows.values()]
+    assert scores == [[True, False, True]] * 2, "captions are in the order of their splits"
+    (words,) = [one for one in rows["a/moon"]["captions"] if one["split"] == "recaption"]
+    assert words["reason"] == "invalid_caption: refusal: sorry, i cannot describe"
+    write_generation(
+        tmp_path / "index",
+        pa.Table.from_pylist(list(rows.values()), schema=schema(describe(asked, build_stage(asked)))),
+        tokenizer="t",
+        operators=describe(asked, build_stage(asked)),
+    )
+    table = Index.open(tmp_path / "index").table
+    found = select(table, RecipeConfig(splits={"recaption": 1, "fused": 3}))
+    assert {split: counts["used"] for split, counts in found.counts.items()} == {"recaption": 1, "fused": 2}
+    with pytest.raises(RecipeError, match=r"recipe\.splits\.raw: leaves nothing to train on"):
+        select(table, RecipeConfig(splits={"raw": 1, "fused": 1}))
 
 
 def test_a_worker_loads_a_model_once_for_all_its_shards(
@@ -426,7 +484,7 @@ def test_in_the_precision_of_a_gpu_scores_move_by_less_than_a_few_hundredths(
         encoders._loaded.cache_clear()
         whole = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
         with monkeypatch.context() as patch:
-            patch.setattr(encoders, "placed", lambda model: model.eval().bfloat16())
+            patch.setattr(pretrained, "placed", lambda model: model.eval().bfloat16())
             encoders._loaded.cache_clear()
             half = kind(folder / name, (), 0.0).score_captions(batch())[:-1]
         encoders._loaded.cache_clear()
