@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from launch.lettering import SIGNS, draw
 from launch.photographs import PHOTOGRAPHS, Crop
@@ -54,8 +54,8 @@ def make_corpus(out: Path, lettering: Path | None = None) -> dict[str, int]:
     good = list(_photographs())
     shards = {f"photographs-{n:05d}": good[n::_SHARDS] for n in range(_SHARDS)}
     # Their originals come before them in name, so that it is the copies that are dropped.
-    for number, item in enumerate([*_planted(good), *_damaged(), *_said_badly()]):
-        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(2 * number, item)
+    for number, item in enumerate([*_planted(good), *_damaged(), *_said_badly(), *_written_on()]):
+        shards[f"photographs-{_SHARDS - 1 - number % 2:05d}"].insert(3 * (number // 2), item)
     for item in good:
         if item.stem.endswith("-00"):
             for ending in item.members.keys() & {"jpg", "png", "txt"}:
@@ -174,6 +174,25 @@ def _said_badly() -> Iterator[Item]:
         picture = _part("china.jpg", 10 + 90 * number, 120, 300, 260)
         yield Item(stem, {"jpg": _jpeg(picture), "txt": f"{caption}\n".encode()}, (operator, why), stage=3)
 
+
+def _written_on() -> Iterator[Item]:
+    """Photographs, faded, with too much text on them or too small."""
+    font = _package("mplfonts") / _FONT
+    kinds = {
+        "dense": ("intensive_text", "text from edge to edge", "bright", 30, 31, 0),
+        "fine-print": ("small_character", "letters of two pixels at 256p", "grains", 9, 56, 60),
+    }
+    for stem, (operator, why, part, size, step, top) in kinds.items():
+        picture = _part(*_PARTS[part]).resize((600, 450), Image.Resampling.BICUBIC).point(lambda v: 190 + v // 4)
+        canvas, face = ImageDraw.Draw(picture), ImageFont.truetype(font, size, layout_engine=ImageFont.Layout.BASIC)
+        words = " ".join(f"{number} {_WORDS}" for number in range(40))
+        for row, y in enumerate(range(top, 450 - top, step)):
+            canvas.text((2, y), words[61 * row : 61 * row + 140], fill=(10, 10, 20), font=face)
+        text = f"A planted sample, {why}.\n"
+        yield Item(stem, {"jpg": _jpeg(picture), "txt": text.encode()}, (operator, why), stage=4)
+
+
+_WORDS = "when in the course of human events it becomes necessary for one people"
 
 # Photograph, left, top, width, height.
 _PARTS = {

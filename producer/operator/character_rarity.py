@@ -7,13 +7,14 @@ score finds the samples that have them; `rarity` sorts it into classes, for a re
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from producer.operator.judgement import Judgements, OptIn
-from producer.operator.rule_file import caption_texts, read_lines
+from producer.operator.rule_file import caption_texts, pieces, read_lines
 
 # Of a sample's distinct characters: one alone is too often misread, and more would favour long texts.
 _RAREST = 3
@@ -38,21 +39,28 @@ class CharacterRarity:
 
     name = "character_rarity"
     version = 1
-    needs = ("captions",)
-    may = ("tag.text",)
+    needs: tuple[str, ...] = ("captions",)
+    may: tuple[str, ...] = ("tag.text",)
 
     def judge_table(self, table: pa.Table) -> Judgements:
-        read = table["tag.text"].to_pylist() if "tag.text" in table.column_names else [""] * table.num_rows
-        texts = [
-            _letters([*read_lines(lines), *(quote for text in mine for quote in quotes(text))])
-            for lines, mine in zip(read, caption_texts(table["captions"]), strict=True)
-        ]
-        seen = Counter(letter for letters in texts for letter in letters)
-        whole = sum(1 for letters in texts if letters)
+        seen, whole = Counter[str](), 0
+        for letters in _texts(table):
+            seen.update(letters)
+            whole += bool(letters)
         bits = {letter: float(np.log2(whole / count)) for letter, count in seen.items()}
-        score = np.asarray([_mean_of_rarest([bits[letter] for letter in letters]) for letters in texts], np.float64)
+        # Once more over the table, which costs less than holding every sample's letters.
+        scores = (_mean_of_rarest([bits[letter] for letter in letters]) for letters in _texts(table))
+        score = np.fromiter(scores, np.float64, table.num_rows)
         verdict = np.where(np.isnan(score), -1, 1).astype(np.int8)
-        return Judgements(score, verdict, pa.array([""] * len(texts), pa.string()))
+        return Judgements(score, verdict, pa.array([""] * table.num_rows, pa.string()))
+
+
+def _texts(table: pa.Table) -> Iterator[set[str]]:
+    """The letters of each row's text."""
+    for part in pieces(table):
+        read = part["tag.text"].to_pylist() if "tag.text" in part.schema.names else [""] * part.num_rows
+        for lines, captions in zip(read, caption_texts(part["captions"]), strict=True):
+            yield _letters([*read_lines(lines), *(quote for text in captions for quote in quotes(text))])
 
 
 def _mean_of_rarest(bits: list[float]) -> float:

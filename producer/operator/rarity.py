@@ -40,11 +40,11 @@ class Rarity:
 
     name = "rarity"
     version = 1
-    needs = ("score.character_rarity",)
+    needs: tuple[str, ...] = ("score.character_rarity",)
     may: tuple[str, ...] = ()
 
     def __init__(self, rare: float, uncommon: float) -> None:
-        self._above = {"rare": 1 - rare, "uncommon": 1 - rare - uncommon}
+        self._shares = {"uncommon": rare + uncommon, "rare": rare}
 
     def tag_table(self, table: pa.Table) -> list[str]:
         score = np.asarray(table["score.character_rarity"].to_numpy(), np.float64)
@@ -52,7 +52,7 @@ class Rarity:
         if not len(known):
             return ["none"] * table.num_rows
         tags = np.where(np.isnan(score), "none", "common").astype(object)
-        for name, share in reversed(self._above.items()):
-            bound = known[min(len(known) - 1, int(np.ceil(share * len(known))) - 1)]
-            tags[score > bound] = name
+        for name, share in self._shares.items():
+            above = min(round(share * len(known)), len(known) - 1)
+            tags[score > known[len(known) - 1 - above]] = name
         return [str(tag) for tag in tags]

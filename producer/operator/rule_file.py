@@ -17,7 +17,7 @@ not have, or not yet, is an empty one.
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from producer.operator.lexicon import Lexicon, phrase_fault
+
+_ROWS = 1 << 13
 
 
 class RuleError(ValueError):
@@ -97,9 +99,9 @@ class Ruler:
             {tag: Lexicon(dict.fromkeys(words, 0)) for tag, words in rule.tags.items()} for rule in rules.rule
         ]
 
-    def classes(self, table: pa.Table) -> list[str]:
+    def classes(self, table: pa.RecordBatch) -> list[str]:
         """The class of each row of `table`, which has captions and what there is of `Rules.columns`."""
-        names = {column.removeprefix("tag."): column for column in table.column_names if column != "captions"}
+        names = {column.removeprefix("tag."): column for column in table.schema.names if column != "captions"}
         tags = {tag: table[column].to_pylist() for tag, column in names.items()}
         texts = caption_texts(table["captions"])
         letters = [count_letters(text) for text in tags.get("text", ())] or [0] * len(texts)
@@ -118,7 +120,12 @@ class Ruler:
         return self._rules.otherwise
 
 
-def caption_texts(captions: pa.ChunkedArray) -> list[list[str]]:
+def pieces(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """`table` by some thousand rows, so that only those are ever Python objects."""
+    yield from table.to_batches(max_chunksize=_ROWS)
+
+
+def caption_texts(captions: pa.Array) -> list[list[str]]:
     """The texts of each row's captions that curation keeps."""
     return [[one["text"] for one in row or () if one["kept"]] for row in captions.to_pylist()]
 

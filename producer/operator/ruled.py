@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from producer.operator.rule_file import Ruler, Rules
+from producer.operator.rule_file import Ruler, Rules, pieces
 
 
 class Ruled:
@@ -12,7 +12,7 @@ class Ruled:
 
     name: str
     version = 1
-    needs = ("captions",)
+    needs: tuple[str, ...] = ("captions",)
 
     def __init__(self, path: Path) -> None:
         """Read the rules; RuleError if they are none."""
@@ -21,4 +21,4 @@ class Ruled:
         self._ruler = Ruler(rules)
 
     def tag_table(self, table: pa.Table) -> list[str]:
-        return self._ruler.classes(table)
+        return [name for part in pieces(table) for name in self._ruler.classes(part)]

@@ -179,17 +179,24 @@ def _missing(
 
 
 def _in_turn(tables: list[TableOperator | TableTagger]) -> tuple[TableOperator | TableTagger, ...]:
-    """`tables` in their order, but each after those whose columns it reads."""
+    """`tables` in their order, but each after those whose columns it reads, and first those that others build on or
+    that drop nothing: so of a sample that is dropped, as much is known as of the others.
+    """
     left, found = list(tables), []
     while left:
         made = {f"{kind}.{one.name}" for one in left for kind in ("tag", "score")}
-        ready = [one for one in left if not made & {*one.needs, *getattr(one, "may", ())}]
+        ready = [one for one in left if not made & _reads(one)]
         if not ready:
             circle = ", ".join(one.name for one in left)
             raise StageError(f"operators: {circle} each read what another of them says; let one do without")
-        found.append(ready[0])
-        left.remove(ready[0])
+        read = {name for one in left for name in _reads(one)}
+        found.append(min(ready, key=lambda one: not hasattr(one, "tag_table") and f"score.{one.name}" not in read))
+        left.remove(found[-1])
     return tuple(found)
+
+
+def _reads(one: TableOperator | TableTagger) -> set[str]:
+    return {*one.needs, *getattr(one, "may", ())}
 
 
 def _table_kind(one: TableOperator | TableTagger) -> str:

@@ -19,7 +19,7 @@ from pydantic import Field
 from producer.digest import hash_file
 from producer.operator.judgement import OptIn
 from producer.operator.lexicon import Lexicon, phrase_fault
-from producer.operator.rule_file import RuleError, caption_texts, read_toml
+from producer.operator.rule_file import RuleError, caption_texts, pieces, read_toml
 
 _SETTING = "operators.taxonomy.tree"
 
@@ -53,7 +53,7 @@ class Taxonomy:
 
     name = "taxonomy"
     version = 1
-    needs = ("captions",)
+    needs: tuple[str, ...] = ("captions",)
     may: tuple[str, ...] = ()
 
     def __init__(self, tree: Path, depth: int = 0) -> None:
@@ -71,7 +71,7 @@ class Taxonomy:
         self._name = ["/".join(node.path[: depth or None]) for node in nodes]
 
     def tag_table(self, table: pa.Table) -> list[str]:
-        return [self._class(texts) for texts in caption_texts(table["captions"])]
+        return [self._class(texts) for part in pieces(table) for texts in caption_texts(part["captions"])]
 
     def _class(self, texts: list[str]) -> str:
         found = [one for text in texts for one in self._lexicon.find(text)]

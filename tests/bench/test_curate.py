@@ -16,14 +16,18 @@ from PIL import Image
 from skimage.measure import shannon_entropy
 from skimage.restoration import estimate_sigma
 
-from producer.operator.judgement import SIDE
+from producer.clusters import Age
+from producer.neighbours import Hashes
+from producer.operator.judgement import SIDE, Clusters, Facts
+from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig, hash_pixels
 from producer.operator.stage import OPT_IN, OperatorsConfig, build_stage
 from producer.scoring import look
 from producer.source.shard import RawSample, Reader
-from tests.bench.report import record
+from tests.bench.report import peak_growth, record
 from tests.unit.producer.damaged import jpeg, photographs
 
 RUNS = 5
+MILLION = 1_000_000
 TARGET = 3.0
 
 
@@ -112,3 +116,104 @@ def test_images_a_second_of_one_core_over_the_model_free_operators(pictures: lis
         f"\n  {len(PEER)} judgements of {len(pictures)} JPEGs of 1024 pixels, load {os.getloadavg()[0]:.1f}: "
         f"ours {mine:.1f} images/s a core, a call and a decode each {theirs:.1f}; {mine / theirs:.2f}x of {TARGET:g}x"
     )
+
+
+def natural(number: int, seed: int) -> Hashes:
+    """Hashes of pictures whose frequencies fall as in photographs, without drawing them: 9 x 9 frequencies each."""
+    draw = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.arange(9), np.arange(9))
+    size = (1 / np.maximum(1, np.hypot(across, down))).astype(np.float32)
+    waves = [np.cos(np.pi * (np.arange(points)[:, None] + 0.5) * np.arange(9) / points) for points in (8, 9)]
+    found = []
+    for first in range(0, number, 1 << 16):
+        low = draw.standard_normal((min(1 << 16, number - first), 9, 9), dtype=np.float32) * size
+        for coefficients in (low, low * np.resize(np.asarray([1, -1], np.float32), 9)):
+            small = np.einsum("yu,nuv,xv->nyx", *(waves[0], coefficients, waves[1]), optimize=True)
+            part = coefficients[:, :8, :8].reshape(-1, 64)
+            found += [part > np.median(part[:, 1:], axis=1)[:, None], (small[:, :, 1:] > small[:, :, :-1]).reshape(-1, 64)]
+    words = [np.packbits(flags, axis=1).view(">u8").ravel().astype(np.uint64) for flags in found]
+    return Hashes(*(np.concatenate(words[kind::4]) for kind in range(4)))
+
+
+def again(pixels: np.ndarray, quality: int, kind: str = "JPEG") -> np.ndarray:
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, kind, quality=quality)
+    return np.asarray(opened(out.getvalue()).convert("RGB"))
+
+
+def tinted(pixels: np.ndarray) -> np.ndarray:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV).astype(np.int64)
+    hsv[..., 0], hsv[..., 1] = (hsv[..., 0] + 4) % 180, np.minimum(255, hsv[..., 1] * 1.1)
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+def resized(by: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda pixels: cv2.resize(pixels, None, fx=by, fy=by, interpolation=cv2.INTER_AREA if by < 1 else cv2.INTER_CUBIC)
+
+
+def cropped(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    def crop(pixels: np.ndarray) -> np.ndarray:
+        top, left = (int(size * share / 2) for size in pixels.shape[:2])
+        return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
+
+    return crop
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "JPEG of quality 40": lambda pixels: again(pixels, 40),
+    "WebP of quality 50": lambda pixels: again(pixels, 50, "WEBP"),
+    "8 % smaller": resized(0.92),
+    "half the size": resized(0.5),
+    "1.7 times the size": resized(1.7),
+    "brighter": lambda pixels: np.clip(pixels * 1.05 + 4, 0, 255).astype(np.uint8),
+    "darker": lambda pixels: (pixels * 0.9).astype(np.uint8),
+    "another gamma": lambda pixels: ((pixels / 255) ** 0.9 * 255).astype(np.uint8),
+    "another hue": tinted,
+    "grey": lambda pixels: np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2),
+    "mirrored": lambda pixels: pixels[:, ::-1],
+    "mirrored, smaller, JPEG of quality 40": lambda pixels: again(resized(0.92)(pixels[:, ::-1]), 40),
+}
+CROPS = {f"cropped by {share:.0%}": cropped(share) for share in (0.02, 0.05, 0.1)}
+
+
+def test_near_duplicates_among_a_million_hashes() -> None:
+    """Planted copies of real photographs, crowds of equal and nearly equal pictures, and a million others."""
+    whole = [small(pixels) for _, pixels in photographs() if min(pixels.shape[:2]) >= 150]
+    planted = [(name, number, hash_pixels(small(copy(one)))) for name, copy in (COPIES | CROPS).items() for number, one in enumerate(whole)]
+    background = natural(MILLION, seed=0)
+    crowd = np.repeat(np.asarray([hash_pixels(whole[0])], np.uint64), 20_000, axis=0)
+    crowd[10_000:] ^= np.uint64(1) << np.random.default_rng(1).integers(0, 64, (10_000, 4)).astype(np.uint64)
+    others = np.asarray([hash_pixels(one) for one in whole] + [hashes for _, _, hashes in planted], np.uint64)
+    hashes = Hashes(*(np.concatenate(parts) for parts in zip(background, others.T, crowd.T, strict=True)))
+    number = len(hashes.phash)
+    age = Age(np.ones(number, np.int64), np.arange(number)[::-1].copy(), np.full(number, np.nan))
+    facts = Facts(age, np.zeros((number, 2), np.uint64), hashes)
+    found: list[Clusters] = []
+    start = time.thread_time()
+    memory = peak_growth(lambda: found.append(NearDuplicate(NearDuplicateConfig()).cluster(facts)))
+    seconds = time.thread_time() - start
+    kept = found[0].representative[MILLION:]
+    recall = {name: [] for name in COPIES | CROPS}
+    for place, (name, of, _) in enumerate(planted, len(whole)):
+        recall[name].append(kept[place] == kept[of])
+    shares = {name: float(np.mean(hits)) for name, hits in recall.items()}
+    copies = float(np.mean([hit for name in COPIES for hit in recall[name]]))
+    same = sum(kept[one] == kept[other] for one in range(len(whole)) for other in range(one))
+    pairs = len(whole) * (len(whole) - 1) // 2
+    wrong = int((found[0].representative[:MILLION] != np.arange(MILLION)).sum())
+    record(
+        "curate.json",
+        {
+            "near duplicates, seconds for a million": {"ours": seconds, "peer": 60.0, "ratio": 60 / seconds, "target": 1.0, "unit": "s"},
+            "near duplicates, memory for a million": {"ours": memory / 1e9, "peer": 2.0, "ratio": 2e9 / memory, "target": 1.0, "unit": "GB"},
+            "near duplicates, copies missed": {"ours": 1 - copies, "peer": 0.01, "ratio": 0.01 / max(1e-9, 1 - copies), "target": 1.0, "unit": "share"},
+            "near duplicates, pairs of photographs confused": {"ours": same / pairs, "peer": 1e-4, "ratio": 1e-4 / max(same / pairs, 1e-9), "target": 1.0, "unit": "share"},
+        },
+    )
+    print(f"
+  {number} hashes: {seconds:.1f} s of one core, {memory / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}")
+    print(f"  recall {copies:.4f} over {len(COPIES)} kinds of copies of {len(whole)} photographs; by kind, crops beside it:")
+    print("".join(f"    {share:.3f} {name}
+" for name, share in shares.items()))
+    print(f"  {same} of {pairs} pairs of different photographs confused, {wrong} of {MILLION} others joined to anything")
+    assert copies >= 0.99 and same <= pairs / 1e4

@@ -21,13 +21,14 @@ from producer.synthesize.breaking import break_lines, pieces
 from producer.synthesize.chance import chance
 from producer.synthesize.colour import PALETTE, contrast, ground_and_ink
 from producer.synthesize.corpus import Corpus, CorpusConfig, extent
-from producer.synthesize.fonts import Fonts, FontsConfig
+from producer.synthesize.fonts import Face, Fonts, FontsConfig
 from producer.synthesize.layout import fit
 from producer.synthesize.pure import Pure, PureConfig
 from producer.synthesize.sample import SynthesisError, Truth
 from producer.synthesize.shards import ShardsConfig, write_shards
 from producer.synthesize.wording import displayed, quote
-from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font
+from tests.unit.producer.agreement import ways
+from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font, package_fonts
 
 HAN = "床前明月光，疑是地上霜。（举头望明月），“低头思故乡”……——"
 
@@ -47,6 +48,20 @@ def test_a_character_counts_as_drawn_only_if_it_leaves_ink_of_its_own(tmp_path: 
     face = Fonts(FontsConfig(folder=tmp_path)).faces[0]
     assert [face.draws(char) for char in "ABCD "] == [True, False, False, False, True]
     assert face.missing("A AB") == "B" and face.name == "Liar Regular"
+
+
+def test_text_that_shaping_would_change_counts_as_not_drawn() -> None:
+    face = Face(package_fonts("matplotlib", "mpl-data/fonts/ttf") / "DejaVuSans.ttf", handwritten=False)
+    drawn = ["Office (fi, 9:00)", "Ω русский", "naïve café"]
+    assert [face.missing(text) for text in drawn] == ["", "", ""]
+    # Letters that join, that run from right to left, and a mark that no letter has been composed with.
+    assert [face.missing(text) for text in ("سلام", "שלום", "x\u0323y")] == ["س", "ש", "\u0323"]
+    assert all(face.draws(char) for char in "سשx")
+
+
+def test_an_accent_behind_its_letter_is_one_character_of_the_corpus(tmp_path: Path) -> None:
+    made = corpus(tmp_path, fonts("NotoSansCJKsc-Regular.otf"), "Cafe\u0301 au lait.\n")
+    assert [passage.text for passage in made.passages] == ["Caf\u00e9 au lait."]
 
 
 def test_a_paragraph_with_one_character_that_no_font_draws_is_dropped_whole(tmp_path: Path) -> None:
@@ -180,20 +195,26 @@ def test_a_sample_follows_from_seed_and_index_alone(tmp_path: Path) -> None:
     assert other.make(0).image.tobytes() != forward[0].image.tobytes()
 
 
-def test_another_process_makes_the_same_bytes(tmp_path: Path) -> None:
-    program = """
-import hashlib, sys
+PROGRAM = """
+import sys
 from pathlib import Path
-from tests.unit.producer.test_synthesize import pure
-way = pure(Path(sys.argv[1]))
-print(hashlib.sha256(b"".join(way.make(n).image.tobytes() for n in range(3))).hexdigest())
+from tests.unit.producer.test_synthesize import digest
+print(digest(Path(sys.argv[1])))
 """
-    way = pure(tmp_path)
-    here = hashlib.sha256(b"".join(way.make(n).image.tobytes() for n in range(3))).hexdigest()
+
+
+def digest(folder: Path) -> str:
+    """Of all that the three ways make of an index: pictures, captions and truths."""
+    made = [way.make(index) for way in ways(folder, 3) for index in (0, 5)]
+    said = "".join(one.caption + one.truth.model_dump_json() for one in made)
+    return hashlib.sha256(b"".join(one.image.tobytes() for one in made) + said.encode()).hexdigest()
+
+
+def test_another_process_makes_the_same_bytes_in_every_way(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
-    assert done.stdout.strip() == here
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, env=environment, check=True, timeout=240, capture_output=True, text=True)
+    assert done.stdout.strip() == digest(tmp_path)
 
 
 def test_tars_are_read_as_a_source_and_are_the_same_however_they_are_divided(tmp_path: Path) -> None:
