@@ -86,6 +86,8 @@ def show(funnel: Funnel) -> None:
     for name, why in funnel.off.items():
         table.add_row(f"dropped: {name}", "off", why)
     table.add_row("kept", f"{funnel.kept}", f"index generation {funnel.generation[:12]}", end_section=True)
+    if funnel.annotated is not None:
+        table.add_row("kept: annotated", f"{funnel.annotated}", "", end_section=True)
     for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
         table.add_row(f"kept: {bucket}", f"{number}", "")
     Console().print(table)
@@ -105,6 +107,7 @@ def report(funnel: Funnel, seconds: float) -> dict[str, Any]:
         "failed": funnel.failed,
         "off": funnel.off,
         "buckets": funnel.buckets,
+        "annotated": funnel.annotated,
         "generation": funnel.generation,
         "shards": funnel.shards,
         "shards_scored": funnel.scored,

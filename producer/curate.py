@@ -117,6 +117,7 @@ def curate(
         scored = _score_missing(job, stage, paths, config, progress)
         judged = partial(judge, stage=stage, source=source, count_tokens=partial(count_tokens, tokenizer))
         runs = _judge(list(paths.values()), lambda scores: judged(annotations.join(scores)), scratch, progress)
+        annotations.check()
         whole = Whole(stage, source, Older(config.index), scratch)
         for rows in read_in_order(runs, scratch):
             whole.add(rows)

@@ -8,9 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from producer.annotate.join import TAGS
 from producer.api.bucket import Bucket, bucket, nearest
 from producer.operator.judgement import FAILED
 from producer.operator.stage import Stage
+
+# A tag that every annotated sample has.
+_ANNOTATED = f"tag.{TAGS[0]}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Funnel:
     shards: int
     scored: int  # shards scored in this run, the others' scores were there
     failed: dict[str, int] = field(default_factory=dict)  # operator -> samples it raised on; those without any left out
+    annotated: int | None = None  # kept samples that annotation speaks of, None where there is no annotation
 
 
 class Tally:
@@ -35,7 +40,7 @@ class Tally:
     def __init__(self, resolutions: Sequence[int], aspects: Sequence[str]) -> None:
         self._sizes = {size: tuple(bucket(size, aspect) for aspect in aspects) for size in sorted(resolutions)}
         self._buckets: Counter[Bucket] = Counter()
-        self.seen = self.kept = 0
+        self.seen = self.kept = self.annotated = 0
         self.dropped: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._example: dict[str, str] = {}
@@ -46,6 +51,8 @@ class Tally:
         self.seen += rows.num_rows
         kept = rows.filter(rows["kept"])
         self.kept += kept.num_rows
+        if _ANNOTATED in rows.column_names:
+            self.annotated += pc.sum(pc.not_equal(kept[_ANNOTATED], "")).as_py() or 0
         gone = rows.filter(pc.invert(rows["kept"]))
         is_failed = pc.starts_with(gone["reason"], FAILED)
         self._count(gone.filter(pc.invert(is_failed)), self.dropped, self._example)
@@ -96,4 +103,5 @@ class Tally:
             shards=shards,
             scored=scored,
             failed=dict(self.failed),
+            annotated=self.annotated if stage.annotated else None,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from producer.annotate.config import AnnotateError
 from producer.annotate.entry import fused_from
 from producer.annotate.store import Annotation, read_annotations, require
 from producer.source.reader import SourceConfig
@@ -29,6 +30,7 @@ class Annotations:
             require(folder)
         self._folders, self._source = folders, source
         self._last: tuple[str, dict[str, Annotation]] = ("", {})
+        self._joined = False
         self.tags = TAGS if folders else ()
 
     def join(self, scores: pa.Table) -> pa.Table:
@@ -45,7 +47,18 @@ class Annotations:
         known = [None if edit else found.get(image) for image, edit in zip(images, edits, strict=True)]
         for name, values in _tags(known).items():
             scores = scores.append_column(name, pa.array(values, pa.string()))
-        return _with_captions(scores, known) if any(known) else scores
+        if not any(known):
+            return scores
+        self._joined = True
+        return _with_captions(scores, known)
+
+    def check(self) -> None:
+        """AnnotateError where there are annotations, and none was of any sample."""
+        if self._folders and not self._joined:
+            raise AnnotateError(
+                f"curate.annotations: nothing in {', '.join(map(str, self._folders))} is of a picture of this source; "
+                f"was source.name another than {self._source.name!r} when they were annotated?"
+            )
 
     def _of(self, shard: str) -> dict[str, Annotation]:
         """By sha256. Pieces of a folder share its name and come one after the other."""

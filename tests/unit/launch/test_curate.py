@@ -37,6 +37,12 @@ def test_the_table_shows_every_number_of_the_funnel(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_how_many_are_annotated_is_shown_where_annotations_join(capsys: pytest.CaptureFixture[str]) -> None:
+    show(replace(FUNNEL, annotated=170))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["kept: annotated", "170", ""] in rows
+
+
 def test_names_are_data_and_neither_markup_nor_orders_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     show(replace(FUNNEL, example={"broken": "a/[red]x: \x1b[2J"}))
     out = capsys.readouterr().out

@@ -139,6 +139,7 @@ def test_captions_and_tags_join_by_the_bytes_of_the_picture(tmp_path: Path) -> N
     shelf(tmp_path, FUSED).record(*SHARD, [[fused, other]])
     annotations = Annotations([tmp_path], SOURCE)
     joined = annotations.join(scores())
+    annotations.check()
     assert annotations.tags == TAGS
     texts = [{one["split"]: one["text"] for one in row} for row in joined["captions"].to_pylist()]
     assert texts == [
@@ -162,11 +163,17 @@ def test_captions_and_tags_join_by_the_bytes_of_the_picture(tmp_path: Path) -> N
 def test_without_annotations_nothing_changes_and_a_folder_without_any_is_named(tmp_path: Path) -> None:
     nothing = Annotations([], SOURCE)
     assert nothing.join(scores()) == scores() and nothing.tags == ()
+    nothing.check()
     with pytest.raises(AnnotateError, match=r"holds no annotations; run launch/annotate\.py"):
         Annotations([tmp_path], SOURCE)
     shelf(tmp_path)
-    empty = Annotations([tmp_path], SourceConfig(path=Path("x"), name="elsewhere")).join(scores())
+    elsewhere = Annotations([tmp_path], SourceConfig(path=Path("x"), name="elsewhere"))
+    empty = elsewhere.join(scores())
     assert empty["tag.image_type"].to_pylist() == [""] * 4 and empty.select(scores().column_names) == scores()
+    with pytest.raises(
+        AnnotateError, match=r"is of a picture of this source; was source\.name another than 'elsewhere'"
+    ):
+        elsewhere.check()
 
 
 def test_annotators_are_told_apart_by_what_they_are_asked(tmp_path: Path) -> None:

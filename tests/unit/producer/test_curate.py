@@ -302,9 +302,10 @@ def test_annotations_join_the_next_generation_and_are_judged_as_other_captions(
     operators = {"invalid_caption": {}, "token_length": {}}
     joined, _ = run(corpus, folder, tokenizer, operators=operators, **settings)
     index = Index.open(folder / "index")
-    assert joined.scored == 0 and index.id == joined.generation != first.generation
+    assert joined.scored == 0 and index.id == joined.generation != first.generation and first.annotated is None
     assert joined.seen == joined.kept + sum(joined.dropped.values()) == first.seen
     rows = [row for row in index.table.to_pylist() if row["tag.image_type"]]
+    assert joined.annotated == sum(row["kept"] for row in rows) > 0
     assert len(rows) == said.annotated and {row["tag.watermark_list"] for row in rows} == {'["a logo"]'}
     captions = [{one["split"]: one for one in row["captions"]} for row in rows]
     assert {tuple(row) for row in captions} == {("fused", "raw", "recaption")}
