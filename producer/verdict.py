@@ -145,17 +145,11 @@ class Whole:
             self._hear(one, rows, table)
 
     def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
-        """What there is by now of the columns that `one` asks for; WholeError if it cannot do without one."""
+        """What there is by now of the columns that `one` asks for."""
         later = {name for table in self._stage.tables for name in _made(table)} - {
             name for judged in (*self._said, *self._tags) for name in (f"score.{judged}", f"tag.{judged}")
         }
         there = set(self._shape.names) - later
-        missing = [name for name in one.needs if name not in there]
-        if missing:
-            kind, _, asked = missing[0].partition(".")
-            raise WholeError(
-                f"operators.{one.name}: reads the {kind} of {asked}, which is not there; add [operators.{asked}]"
-            )
         names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
         return pa.schema([self._shape.field(name) for name in names])
 

@@ -4,11 +4,13 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from launch.page.document import embedded
 from launch.page.judges import Judge
 from launch.page.nearest import Side
 from launch.page.pictures import Pictures
@@ -17,9 +19,11 @@ from launch.page.survey import OTHER, Shares, Survey
 from launch.page.words import Captions, Split
 
 # Bytes of the packed arrays that sliders count with, before base64 makes a third more of them.
-_PACKED = 3_000_000
-# Characters of a caption that are shown, of a reason, a key or a tag.
-_LONG, _SHORT = 1200, 300
+_PACKED = 2_200_000
+# Characters of a caption that are shown, of a reason, a key or a tag; and of captions that find no room any more.
+_LONG, _SHORT, _CUT = 1200, 300, 80
+# Bytes of all captions together, as they stand in the page.
+_CAPTIONS = 1_200_000
 # Lines of a table of shares.
 _TOP = 24
 
@@ -56,7 +60,6 @@ def _judge(found: Survey, judge: Judge) -> dict[str, Any]:
         "stage": judge.stage,
         "off": judge.off,
         "about": judge.about,
-        "settings": judge.settings,
         "bounds": judge.bounds,
         "whole_bounds": [key for key in judge.bounds if isinstance(judge.settings[key], int)],
         "mark": judge.mark,
@@ -134,6 +137,7 @@ def _packed(array: np.ndarray, kind: str) -> str:
 def _shown(found: Survey, pictures: Pictures) -> dict[str, Any]:
     """The samples with pictures and captions, by row number."""
     scored = [one.name for one in found.judges if one.scores]
+    room = _Room(_CAPTIONS)
     shown = {}
     for (number, row), thumbnail in zip(found.shown.items(), pictures.of(list(found.shown.values())), strict=True):
         shown[str(number)] = {
@@ -146,19 +150,33 @@ def _shown(found: Survey, pictures: Pictures) -> dict[str, Any]:
             "reason": _short(row["reason"]),
             "picture": thumbnail.url,
             "why": _short(thumbnail.why),
-            "captions": [_caption(one) for one in row["captions"] or []],
+            "captions": [_caption(one, room) for one in row["captions"] or []],
             "scores": {name: _finite(row[f"score.{name}"]) for name in scored},
             "tags": {one.name: _short(row[f"tag.{one.name}"] or "") for one in found.judges if one.kind == "tag"},
         }
     return shown
 
 
-def _caption(caption: dict[str, Any]) -> dict[str, Any]:
+@dataclass
+class _Room:
+    """Bytes that are left for text."""
+
+    left: int
+
+    def cut(self, text: str) -> str:
+        """The beginning of `text` that there is room for."""
+        text = text[: _LONG if self.left > 0 else _CUT]
+        self.left -= len(embedded(text).encode())
+        return text
+
+
+def _caption(caption: dict[str, Any], room: _Room) -> dict[str, Any]:
     text = caption["text"] or ""
+    shown = room.cut(text)
     return {
         "split": _short(caption["split"]),
-        "text": text[:_LONG],
-        "more": max(0, len(text) - _LONG),
+        "text": shown,
+        "more": len(text) - len(shown),
         "tokens": caption["tokens"],
         "kept": bool(caption["kept"]),
         "reason": _short(caption["reason"] or ""),

@@ -15,7 +15,7 @@ from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Reader, SourceError
 
 # Pixels of the longest side, and bytes of all pictures of a page together: three quarters of what base64 makes of them.
-_SIDE, _BYTES = 144, 4_000_000
+_SIDE, _BYTES = 144, 2_700_000
 _QUALITY = 62
 # Pictures fetched at a time: far sources answer slowly, and no more of them are held than these.
 _AHEAD = 8
@@ -76,7 +76,7 @@ class Pictures:
         if isinstance(raw, str):
             return Thumbnail("", raw)
         if self._left <= 0:
-            return Thumbnail("", f"left out: the page's pictures take {_BYTES / 1e6:.0f} MB")
+            return Thumbnail("", f"left out: the page's pictures take {_BYTES / 1e6:.1f} MB")
         try:
             picture = decode(raw)
         except PictureError as error:

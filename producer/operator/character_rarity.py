@@ -39,8 +39,8 @@ class CharacterRarity:
 
     name = "character_rarity"
     version = 1
-    needs = ("captions",)
-    may = ("tag.text",)
+    needs: tuple[str, ...] = ("captions",)
+    may: tuple[str, ...] = ("tag.text",)
 
     def judge_table(self, table: pa.Table) -> Judgements:
         seen, whole = Counter[str](), 0

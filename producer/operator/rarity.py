@@ -40,7 +40,7 @@ class Rarity:
 
     name = "rarity"
     version = 1
-    needs = ("score.character_rarity",)
+    needs: tuple[str, ...] = ("score.character_rarity",)
     may: tuple[str, ...] = ()
 
     def __init__(self, rare: float, uncommon: float) -> None:

@@ -60,7 +60,7 @@ class Retrieved:
 
     name = "retrieved"
     version = 1
-    needs = ("tag.embedding",)
+    needs: tuple[str, ...] = ("tag.embedding",)
     may: tuple[str, ...] = ()
 
     def __init__(self, examples: Path, model: Path, *, least: float, most: int) -> None:

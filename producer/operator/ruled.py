@@ -12,7 +12,7 @@ class Ruled:
 
     name: str
     version = 1
-    needs = ("captions",)
+    needs: tuple[str, ...] = ("captions",)
 
     def __init__(self, path: Path) -> None:
         """Read the rules; RuleError if they are none."""

@@ -53,7 +53,7 @@ class Taxonomy:
 
     name = "taxonomy"
     version = 1
-    needs = ("captions",)
+    needs: tuple[str, ...] = ("captions",)
     may: tuple[str, ...] = ()
 
     def __init__(self, tree: Path, depth: int = 0) -> None:

@@ -42,8 +42,13 @@ function card(judge, move) {
 
 function about(text) {
   const cut = text.indexOf(". ") + 1;
-  if (!cut || text.length < 160) return el("p", { class: "about" }, text);
-  return el("details", { class: "about" }, el("summary", {}, text.slice(0, cut)), text.slice(cut));
+  if (!cut || text.length < 160) return el("p", { class: "about" }, coded(text));
+  return el("details", { class: "about" }, el("summary", {}, coded(text.slice(0, cut))), coded(text.slice(cut)));
+}
+
+// Names in `backticks` as code.
+function coded(text) {
+  return text.split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part));
 }
 
 function judgeNote(judge) {

@@ -30,7 +30,7 @@ def browser(folder: Path) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = needed("chromium", "chromium-browser")
     # Its sandbox refuses root, and shared memory is small in containers.
-    switches = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]
+    switches = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"]
     for switch in [*switches, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

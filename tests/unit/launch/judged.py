@@ -22,7 +22,10 @@ HOSTILE = (
     "javascript:window.fired=6",
     "${window.fired=7} {{window.fired=8}} &lt;b&gt; \u202e",
 )
+KEPT, REFUSED, NOT_JUDGED = 1, 0, -1
 _SPLITS = ((), ("raw",), ("raw", "recaption"), ("raw", "recaption"), ("recaption",))
+# Samples of other sources than the first are exempt from these.
+FIRST, EXEMPT = "photos", ("clarity", "token_length")
 OPERATORS: dict[str, Any] = {
     "broken": {"version": 1},
     "file_size": {"version": 1, "min": 2048},
@@ -53,10 +56,13 @@ def table(rows: int, *, seed: int = 0, hostile: bool = True) -> pa.Table:
         "contrast_of_mine": ~((score["contrast_of_mine"] < 0.2) | (score["contrast_of_mine"] > 0.9)),
     }
     judged = {name: ~np.isnan(score[name]) for name in score}
-    captions, of_captions, words = _captions(draw, rows, hostile)
+    first_source = draw.random(rows) < 0.7
+    judged["clarity"] &= first_source
+    passes["clarity"] |= ~first_source
+    captions, of_captions, words = _captions(draw, first_source, hostile)
     score |= of_captions
-    passes |= words
-    judged |= {name: np.ones(rows, bool) for name in words}
+    judged |= {name: words[name] != NOT_JUDGED for name in words}
+    passes |= {name: words[name] != REFUSED for name in words}
     left = np.logical_and.reduce([passes[name] for name in passes])
     near = np.where(left, draw.integers(0, 40, rows).astype(float), np.nan)
     score["near_duplicate"] = near
@@ -71,7 +77,7 @@ def table(rows: int, *, seed: int = 0, hostile: bool = True) -> pa.Table:
     keys.sort()
     columns: dict[str, Any] = {
         "key": keys,
-        "source": np.where(draw.random(rows) < 0.7, "photos", HOSTILE[0] if hostile else "scans").tolist(),
+        "source": np.where(first_source, FIRST, HOSTILE[0] if hostile else "scans").tolist(),
         "shard": [f"shard-{row // 100:05d}.tar" for row in range(rows)],
         "member": [f"{row:08d}.png" for row in range(rows)],
         "offset": np.zeros(rows, np.int64),
@@ -112,13 +118,13 @@ def _nullable(values: Any) -> Any:
 
 
 def _captions(
-    draw: np.random.Generator, rows: int, hostile: bool
+    draw: np.random.Generator, first_source: np.ndarray, hostile: bool
 ) -> tuple[list[list[dict[str, Any]]], dict[str, list[list[float]]], dict[str, np.ndarray]]:
-    """Captions of each row, none in a few; the scores of the two operators that judge them; and what those let pass."""
+    """Captions of each row, none in some; the scores of the two operators that judge them; what those say of it."""
     captions: list[list[dict[str, Any]]] = []
     scores: dict[str, list[list[float]]] = {"token_length": [], "likeness_of_mine": []}
-    passes = {name: np.ones(rows, bool) for name in scores}
-    for row in range(rows):
+    said = {name: np.full(len(first_source), NOT_JUDGED) for name in scores}
+    for row, first in enumerate(first_source):
         splits = _SPLITS[draw.integers(0, len(_SPLITS))]
         text = HOSTILE[row % len(HOSTILE)] if hostile else "a caption"
         tokens = draw.integers(4, 80, len(splits)).tolist()
@@ -130,13 +136,15 @@ def _captions(
         fails = {"token_length": [length > 60 for length in tokens], "likeness_of_mine": [one < 0.1 for one in alike]}
         for name, bad in fails.items():
             before = any(one["kept"] for one in mine)
+            if not before or (name in EXEMPT and not first):
+                continue
             for one in (one for one, wrong in zip(mine, bad, strict=True) if wrong and one["kept"]):
                 one |= {"kept": False, "reason": f"{name}: no"}
-            passes[name][row] = not before or any(one["kept"] for one in mine)
+            said[name][row] = KEPT if any(one["kept"] for one in mine) else REFUSED
         captions.append(mine)
         scores["token_length"].append([float(length) for length in tokens])
         scores["likeness_of_mine"].append(alike)
-    return captions, scores, passes
+    return captions, scores, said
 
 
 def index(path: Path, made: pa.Table) -> Path:

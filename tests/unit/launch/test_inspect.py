@@ -67,29 +67,29 @@ def kept(rows: pa.Table, own: Bounds, later: Bounds) -> list[bool]:
 
 def _keeps(row: dict[str, Any], bounds: Bounds, later: Bounds) -> bool:
     usable = [True] * len(row["captions"])
+    exempt = judged.EXEMPT if row["source"] != judged.FIRST else ()
     for name, said in bounds.items():
-        if said.get("of") == "tag":
+        score = row.get(f"score.{name}")
+        if name in exempt or said.get("of") == "tag":
             continue
-        score = row[f"score.{name}"]
         if said.get("of") == "captions":
             before = any(usable)
             usable = [ok and _passes(one, said, True) for ok, one in zip(usable, score, strict=True)]
-            if before and not any(usable):
-                return False
+            passes = any(usable) or not before
         elif name in ("broken", "near_duplicate"):  # of no bound, or of samples beside each other
-            if row[f"verdict.{name}"] is False:
-                return False
-        elif not _passes(score, said, True):
+            passes = row[f"verdict.{name}"] is not False
+        else:
+            passes = _passes(score, said, True)
+        if not passes:
             return False
-    for name, said in later.items():
-        score = row[f"score.{name}"]
-        if isinstance(score, list):
-            usable = [ok and _passes(one, said, False) for ok, one in zip(usable, score, strict=True)]
-            if not any(usable):
-                return False
-        elif not _passes(score, said, False):
-            return False
-    return True
+    return all(_selects(row[f"score.{name}"], said, usable) for name, said in later.items())
+
+
+def _selects(score: Any, said: Mapping[str, float], usable: list[bool]) -> bool:
+    if not isinstance(score, list):
+        return _passes(score, said, False)
+    usable[:] = [ok and _passes(one, said, False) for ok, one in zip(usable, score, strict=True)]
+    return any(usable)
 
 
 def _passes(score: float | None, said: Mapping[str, float], unjudged: bool) -> bool:
@@ -327,6 +327,33 @@ def test_without_a_source_the_page_is_made_and_says_why_there_are_no_pictures(ch
     chrome.get(run(tmp_path, "--source", str(tmp_path / "gone")).as_uri())
     assert str(tmp_path / "gone") in texts(chrome, ".notice")[0]
     assert set(texts(chrome, ".shot .missing"))
+    assert chrome.get_log("browser") == []
+
+
+def test_what_the_recipe_plans_stands_beside_what_the_plan_makes_and_a_run_trained_on(
+    chrome: Any, tmp_path: Path
+) -> None:
+    judged.index(tmp_path / "index", judged.table(600, hostile=False))
+    steps = [{"kind": "step", "loss_by_bucket": {"256x256": [0.5, 9], "320x208": [0.5, 3]}}, {"kind": "validation"}]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in steps))
+    config = ["--config", str(ROOT / "launch/configs/smoke.toml"), "--metrics", str(tmp_path)]
+    path = run(tmp_path, "recipe.classes={ script_of_mine = { english = 3, chinese = 1 } }", *config)
+    chrome.get(path.as_uri())
+    found = chrome.execute_script("return FACTS.mixture")
+    shares = {
+        one["name"]: {row["name"]: (row["planned"], row["actual"]) for row in one["rows"]} for one in found["tables"]
+    }
+    assert shares["caption split"]["raw"] == (pytest.approx(2 / 3), pytest.approx(2 / 3, abs=0.05))
+    assert shares["script_of_mine"]["english"] == (0.75, pytest.approx(0.75, abs=0.05))
+    assert sum(planned for planned, _ in shares["bucket"].values()) == pytest.approx(1)
+    assert {name: actual for name, (_, actual) in shares["bucket"].items() if actual} == {
+        "256x256": 0.75,
+        "320x208": 0.25,
+    }
+    assert "by bucket 1 steps of" in found["actual"]
+    assert texts(chrome, '[data-mixture="script_of_mine"] tbody tr[data-name="chinese"] .number')[0] == "25.0%"
+    chrome.get(run(tmp_path, "recipe.classes={ script_of_mine = { english = 3, dutch = 1 } }", *config).as_uri())
+    assert "recipe.classes.script_of_mine.dutch" in texts(chrome, "#mixture .notice")[0]
     assert chrome.get_log("browser") == []
 
 

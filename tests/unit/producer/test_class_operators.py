@@ -30,7 +30,7 @@ from producer.operator.taxonomy import Taxonomy, TaxonomyConfig
 from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import score_batch, score_schema
 from producer.source.reader import SourceConfig, open_source
-from producer.verdict import WholeError, decide
+from producer.verdict import decide
 from tests.unit.producer.rows import table as index_rows
 from tests.unit.producer.test_judges import jpeg, lengths, write
 from tests.unit.producer.tiny_encoders import siglip
@@ -425,14 +425,21 @@ def test_curation_tags_what_it_keeps_ranks_within_the_tags_and_the_sums_hold(tmp
     )
 
 
-def test_what_an_operator_reads_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        WholeError, match=r"operators\.best_per_class: reads the tag of taxonomy.*add \[operators\.taxonomy\]"
-    ):
-        curated(tmp_path, OperatorsConfig(best_per_class=BestPerClassConfig()))
+def test_an_operator_is_off_without_what_it_reads_and_two_may_not_read_each_other(tmp_path: Path) -> None:
+    stage = build_stage(OperatorsConfig(best_per_class=BestPerClassConfig(), rarity=RarityConfig()))
+    assert stage.off["best_per_class"] == "there is no tag.taxonomy and no score.clarity in this recipe"
+    assert stage.off["rarity"] == "there is no score.character_rarity in this recipe"
     rules = rule_file(tmp_path / "circle.toml", "[[rule]]\nclass = 'a'\ntags.category = ['a']")
     with pytest.raises(StageError, match="category each read what another of them says"):
         build_stage(OperatorsConfig(category=CategoryConfig(rules=rules)))
+
+
+def test_what_annotation_says_of_a_picture_is_a_tag_that_rules_see() -> None:
+    operators = OperatorsConfig(category=CategoryConfig(rules=CONFIGS / "category.toml"))
+    stage = build_stage(operators, annotated=("image_type", "image_style"))
+    assert stage.kinds["image_type"] == "tag" and "tag.image_type" in stage.tables[0].may  # type: ignore[union-attr]
+    rows = captioned("two people", "two people", tag_image_type=["Photograph, close portrait", "photograph"])
+    assert Category(CONFIGS / "category.toml").tag_table(rows) == ["portrait", "general"]
 
 
 def test_without_its_file_an_operator_is_off_and_says_what_to_set() -> None:
