@@ -98,7 +98,7 @@ def _yunet(model: Path) -> Detector:
     def detect(pixels: np.ndarray) -> list[Box]:
         detector.setInputSize((pixels.shape[1], pixels.shape[0]))
         _, found = detector.detect(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-        return [] if found is None else [tuple(map(float, row[:4])) for row in found]
+        return [] if found is None else [(float(x), float(y), float(w), float(h)) for x, y, w, h in found[:, :4]]
 
     return detect
 
