@@ -145,7 +145,8 @@ def _damaged() -> Iterator[Item]:
     exif[_ORIENTATION] = 3
     fogged = np.asarray(part["blurred"].resize((16, 12), Image.Resampling.BOX).resize((400, 300)))
     wall = np.where(noise.random((300, 400, 1)) < 0.5, 170, 190).astype(np.uint8)
-    grains = np.clip(np.asarray(part["grains"], np.float32) + noise.normal(0, 120, (300, 400, 3)), 0, 255)
+    # Upside down, or it would be a near duplicate of what is printed finely over the same part.
+    grains = np.clip(np.asarray(part["grains"], np.float32)[::-1] + noise.normal(0, 120, (300, 400, 3)), 0, 255)
     strong = part["strong"].convert("HSV")
     strong = Image.merge("HSV", (strong.getchannel(0), strong.getchannel(1).point(lambda _: 255), strong.getchannel(2)))
     pictures = {
