@@ -270,11 +270,10 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
         if runs_models(job.operators):
-            how: dict[str, Any] = {
-                "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
-                "num_gpus": gpu_share(config),
-            }
-            scored = data.map(ShardScorer, fn_constructor_args=(job.model_dump_json(),), num_cpus=config.cpus, **how)
+            actor: Any = ShardScorer  # Ray's types know functions alone
+            how: dict[str, Any] = {"fn_constructor_args": (job.model_dump_json(),), "num_gpus": gpu_share(config)}
+            pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows))
+            scored = data.map(actor, compute=pool, num_cpus=config.cpus, **how)
         else:
             scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
         for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s"):
@@ -285,7 +284,7 @@ def gpu_share(config: CurateConfig) -> float:
     """The share of a GPU that a scorer asks for, on the Ray that was joined."""
     import ray
 
-    there = ray.cluster_resources().get("GPU", 0)
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     if config.gpus and not there and config.address == "local":
         raise CurateError(
             f"curate.gpus: {config.gpus:g}, and this machine has no GPU; set 0, or join a cluster that has"
