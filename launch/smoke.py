@@ -40,7 +40,7 @@ MAX_S, MAX_BYTES = 360.0, 10e9
 SYNTHETIC, SYNTHESIS = "synthetic", "launch/configs/synthesis/smoke.toml"
 
 # The deadline of any one stage.
-STAGE_S = 300.0
+STAGE_S = 420.0
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -324,7 +324,8 @@ def _columns(
         place = selection.classes.row[rows].astype(np.int32) * buckets + place
     cells = buckets * (1 if selection.classes is None else len(selection.classes.names))
     # Of 16 bits, which are sorted in linear time, as far as these reach.
-    place = place.astype(np.int16 if 2 * cells <= 2**15 else np.int32) + cells * fresh.astype(np.int16)
+    kind: type[np.signedinteger[Any]] = np.int16 if 2 * cells <= 2**15 else np.int32
+    place = np.asarray(place, kind) + cells * fresh.astype(kind)
     parts = np.split(rows[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place, minlength=2 * cells))[:-1])
     found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for cell in range(cells):

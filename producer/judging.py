@@ -74,6 +74,7 @@ def judged_schema(stage: Stage) -> pa.Schema:
 def alone(stage: Stage) -> list[str]:
     """The operators that judge samples one by one, in the order of asking; they come before all others."""
     together = {one.name for one in stage.whole} | {one.name for one in stage.tables}
+    together |= {one.name for one in stage.crowds}
     return [name for name in stage.kinds if name not in together]
 
 

@@ -16,11 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from producer.clusters import Age
+from producer.crowd import Crowd
 from producer.index import ROW_GROUP, schema
 from producer.judging import COMPARED, judge, judged_schema
 from producer.neighbours import Hashes
 from producer.older import Older
-from producer.operator.judgement import Facts, Judgement, Judgements, SetOperator, TableOperator, TableTagger
+from producer.operator.judgement import (
+    CaptionSetOperator,
+    Facts,
+    Judgement,
+    Judgements,
+    SetOperator,
+    TableOperator,
+    TableTagger,
+)
 from producer.operator.stage import Stage
 from producer.runs import read_in_order, write_run
 from producer.scratch import Column, Tables, filled, write_table
@@ -71,6 +80,7 @@ class Whole:
         self._others = sorted(source.also)
         self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
         self._said: dict[str, _Said] = {}
+        self._crowds: dict[str, Crowd] = {}
         self._tags: dict[str, _Tagged] = {}
 
     def add(self, rows: pa.Table) -> None:
@@ -110,6 +120,9 @@ class Whole:
         for one in self._stage.whole:
             with _named(one.name):
                 self._compare(one, facts)
+        for crowd in self._stage.crowds:
+            with _named(crowd.name):
+                self._compare_captions(crowd, facts["generation"])
         for table in self._stage.tables:
             with _named(table.name):
                 self._look(table)
@@ -133,6 +146,15 @@ class Whole:
         said.verdict[rows] = of[rows] == rows
         self._left[rows] = of[rows] == rows
         self._cluster[:] = of[self._cluster]
+
+    def _compare_captions(self, one: CaptionSetOperator, generation: np.ndarray) -> None:
+        known = ((start, self._known(start, batch, ["captions"])) for start, batch in self._walk())
+        batches = [(start, table["captions"].combine_chunks()) for start, table in known]
+        crowd = Crowd(one, batches, self._scratch, len(self._left))
+        crowd.decide(self._asked(one.name), generation)
+        self._crowds[one.name] = crowd
+        self._said[one.name] = _Said(self._filled(f"score.{one.name}", np.float64, np.nan), crowd.verdict, crowd.reason)
+        self._left[np.asarray(crowd.verdict) == 0] = False
 
     def _look(self, one: TableOperator | TableTagger) -> None:
         asked = self._asked(one.name)
@@ -208,13 +230,16 @@ class Whole:
         columns["cluster"] = self._keys(self._cluster[rows])
         for name, tagged in self._tags.items():
             columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
+        for name, crowd in self._crowds.items():
+            columns["captions"], columns[f"score.{name}"] = crowd.captions(start // ROW_GROUP, columns["captions"])
         for name, said in self._said.items():
             score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
             dropped = pa.array(verdict == 0)
             reasons = pc.replace_with_mask(
                 pa.array([""] * batch.num_rows, pa.string()), dropped, said.reason(start + np.flatnonzero(verdict == 0))
             )
-            columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
+            if name not in self._crowds:
+                columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
             columns[f"verdict.{name}"] = pa.array(verdict == 1, mask=verdict < 0)
             columns[f"reason.{name}"] = reasons
             # Judged at all, it was kept by all before.

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 # In this order one script: each may use what is above it.
-_SCRIPTS = ("elements", "facts", "keep", "recipe", "chart", "samples", "funnel", "scores", "shares", "page")
+SCRIPTS = ("elements", "facts", "keep", "recipe", "chart", "samples", "funnel", "scores", "shares", "page")
 
 _DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -38,7 +38,7 @@ def document(title: str, facts: dict[str, Any]) -> str:
     """The page that shows `facts`."""
     folder = files("launch.page")
     style = (folder / "style.css").read_text("utf-8")
-    parts = [(folder / "script" / f"{name}.js").read_text("utf-8") for name in _SCRIPTS]
+    parts = [(folder / "script" / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
     script = '"use strict";\n' + "\n".join(parts)
     assert "</" not in style and "</" not in script, "a closing tag would end the page's own style or script"
     policy = (

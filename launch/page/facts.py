@@ -152,7 +152,7 @@ def _shown(found: Survey, pictures: Pictures) -> dict[str, Any]:
             "why": _short(thumbnail.why),
             "captions": [_caption(one, room) for one in row["captions"] or []],
             "scores": {name: _finite(row[f"score.{name}"]) for name in scored},
-            "tags": {one.name: _short(row[f"tag.{one.name}"] or "") for one in found.judges if one.kind == "tag"},
+            "tags": {one.name: _tag(row[f"tag.{one.name}"] or "") for one in found.judges if one.kind == "tag"},
         }
     return shown
 
@@ -181,6 +181,11 @@ def _caption(caption: dict[str, Any], room: _Room) -> dict[str, Any]:
         "kept": bool(caption["kept"]),
         "reason": _short(caption["reason"] or ""),
     }
+
+
+def _tag(value: str) -> str:
+    """A class or JSON as it is; packed numbers are for no reader."""
+    return _short(value) if len(value) <= _SHORT or value[0] in "[{" else f"{len(value)} characters"
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from producer.operator.stage import OPT_IN
 
-# Settings that are bounds on a score, and those that a score of several samples is judged by.
+# Settings that are bounds on a score, and one that says up to where samples are alike.
 MIN, MAX = "min", "max"
 _RADIUS = "radius"
 
@@ -23,7 +23,7 @@ class Judge:
     off: str  # why it does not judge; "" if it does
     about: str  # the definition of its score
     bounds: dict[str, float]  # the settings "min" and "max" that it has
-    mark: float | None  # where "whole" draws its line
+    mark: float | None  # up to where samples are alike
     settings: dict[str, Any]
 
     @property
@@ -38,7 +38,7 @@ def judges(operators: Mapping[str, Any]) -> list[Judge]:
 
 
 def _judge(name: str, said: Mapping[str, Any]) -> Judge:
-    definition = _definition(name)
+    module, definition = _definition(name)
     kind = said.get("of", "sample")
     if kind == "sample" and any(hasattr(definition, method) for method in ("cluster", "judge_table")):
         kind = "whole"
@@ -47,23 +47,24 @@ def _judge(name: str, said: Mapping[str, Any]) -> Judge:
     return Judge(
         name=name,
         kind=kind,
-        stage=OPT_IN[name].stage if name in OPT_IN else 1 if definition else None,
+        stage=OPT_IN[name].stage if name in OPT_IN else 1 if module else None,
         off=str(said.get("off", "")),
-        about=" ".join((definition.__doc__ or "").split()) if definition else "",
-        bounds={} if kind == "whole" else {key: numbers[key] for key in (MIN, MAX) if key in numbers},
-        mark=next((numbers[key] for key in (_RADIUS, MIN, MAX) if key in numbers), None) if kind == "whole" else None,
+        about=" ".join(((definition or module).__doc__ or "").split()) if module else "",
+        bounds={key: numbers[key] for key in (MIN, MAX) if key in numbers},
+        mark=numbers.get(_RADIUS) if kind == "whole" else None,
         settings=settings,
     )
 
 
-def _definition(name: str) -> Any:
-    """The class called `name` in the file of that name; None if this release has none."""
+def _definition(name: str) -> tuple[Any, Any]:
+    """The file called `name`, and the class of that name in it, which defines the score; None where there is none."""
     place = f"producer.operator.{name}"
     # The index is data: its words name a file of that folder, or nothing.
     if not name.isidentifier() or importlib.util.find_spec(place) is None:
-        return None
-    kinds = vars(importlib.import_module(place)).values()
-    return next((kind for kind in kinds if isinstance(kind, type) and vars(kind).get("name") == name), None)
+        return None, None
+    module = importlib.import_module(place)
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+    return module, next((kind for kind in kinds if vars(kind).get("name") == name), None)
 
 
 def _is_number(value: Any) -> bool:

@@ -66,9 +66,11 @@ def _planned(plan: Plan, recipe: RecipeConfig) -> dict[str, dict[str, float]]:
     said = {STREAM: _shares({_stream(*name): weight for name, weight in weights.items()})}
     said |= {tag: _shares(values) for tag, values in sorted(recipe.classes.items())}
     entry, classes = plan.entry(0), plan.selection.classes
-    of_class = {"": 1.0} if classes is None else dict(zip(classes.names, classes.weight.tolist(), strict=True))
+    of_class: dict[tuple[str, ...], float] = (
+        {(): 1.0} if classes is None else dict(zip(classes.names, classes.weight.tolist(), strict=True))
+    )
     held = list(zip(entry.groups, entry.sizes.tolist(), strict=True))
-    rows: Counter[tuple[str, str, str]] = Counter()
+    rows: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
     for group, size in held:
         rows[_key(group)] += size
     buckets: dict[str, float] = {}
@@ -94,17 +96,17 @@ def _made(plan: Plan, recipe: RecipeConfig, steps: int) -> dict[str, dict[str, f
     return {kind: _shares(count) for kind, count in counts.items()}
 
 
-def _values(plan: Plan, recipe: RecipeConfig) -> dict[str, dict[str, str]]:
+def _values(plan: Plan, recipe: RecipeConfig) -> dict[tuple[str, ...], dict[str, str]]:
     """The value of each tag by the class's name."""
     found = plan.selection.classes
     if found is None:
-        return {"": {}}
+        return {(): {}}
     tags = [(tag, sorted(recipe.classes[tag])) for tag in sorted(recipe.classes)]
     each = [{tag: values[number] for (tag, values), number in zip(tags, of, strict=True)} for of in found.value.T]
     return dict(zip(found.names, each, strict=True))
 
 
-def _key(group: Group) -> tuple[str, str, str]:
+def _key(group: Group) -> tuple[str, str, tuple[str, ...]]:
     return group.split, group.task, group.kind
 
 

@@ -51,6 +51,6 @@ def sides(tally: Tally, most: int) -> list[Side]:
     judge = tally.judge
     lines = dict(judge.bounds)
     if judge.mark is not None:
-        lines = {MAX: judge.mark}
+        lines[MAX] = judge.mark
     found = [Side(bound, name, at, most) for bound, at in lines.items() for name in ("below", "above")]
     return found or [Side("", "below", -math.inf, most), Side("", "above", math.inf, most)]

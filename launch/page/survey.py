@@ -25,6 +25,8 @@ SAMPLED = 20_000
 # Different values of a tag that are counted one by one; the rest are "other".
 _VALUES = 10_000
 OTHER = "(other)"
+# Tags that hold more than a class, such as what was read: longer values, or JSON.
+DATA, _LONG = "(data)", 64
 
 
 @dataclass(eq=False)
@@ -119,7 +121,7 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
     count(found.splits, captions, first, hashes)
     found.sources.add(table["source"], kept)
     for name, shares in found.tags.items():
-        shares.add(table[f"tag.{name}"], kept)
+        shares.add(_classes(table[f"tag.{name}"]), kept)
     height, width = (np.asarray(table[name], np.int64) for name in ("height", "width"))
     read = (height > 0) & (width > 0)
     sizes = [bucket(*size) for size in zip(height[read].tolist(), width[read].tolist(), strict=True)]
@@ -155,6 +157,11 @@ def _drops(found: Survey, table: pa.Table) -> None:
         if name not in found.example:
             row = pc.index(by, name).as_py()
             found.example[name] = f"{table['key'][row]}: {table['reason'][row]}"
+
+
+def _classes(tags: pa.ChunkedArray) -> pa.ChunkedArray:
+    data = pc.or_(pc.greater(pc.utf8_length(tags), _LONG), pc.match_substring_regex(tags, r"^[\[{]"))
+    return pc.if_else(data, DATA, tags)
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray:

@@ -181,7 +181,29 @@ class TableTagger(Protocol):
         """A string for each row of `table`, as TableOperator sees it; "" where nothing can be said."""
 
 
-Judge = Operator | Tagger | CaptionOperator | TextOperator | TableOperator | TableTagger
+class CaptionCrowds(NamedTuple):
+    """How alike captions are: `score` float64 and `kept` bool, for each."""
+
+    score: np.ndarray
+    kept: np.ndarray
+
+
+class CaptionSetOperator(Protocol):
+    """A judge that compares the captions of all samples that are still kept, after duplicates among pictures."""
+
+    name: str
+    version: int
+
+    def crowds(self, sketches: np.ndarray, generation: np.ndarray) -> CaptionCrowds:
+        """Of captions by the key of their sample: their sketches (see producer/minhash.py), and the number of the
+        generation that first kept their sample.
+        """
+
+    def reason(self, score: float) -> str:
+        """Why a caption of this score is not kept."""
+
+
+Judge = CaptionSetOperator | Operator | Tagger | CaptionOperator | TextOperator | TableOperator | TableTagger
 
 
 class OptIn(BaseModel, frozen=True, strict=True, extra="forbid"):

@@ -21,6 +21,7 @@ from producer.operator.judgement import (
     FINE,
     SIDE,
     CaptionOperator,
+    CaptionSetOperator,
     Operator,
     OptIn,
     SetOperator,
@@ -86,6 +87,7 @@ class Stage:
     texts: tuple[TextOperator, ...]  # judge captions by their words alone
     tags: tuple[Tagger, ...]  # in parallel
     whole: tuple[SetOperator, ...]  # see what those keep, one after the other
+    crowds: tuple[CaptionSetOperator, ...]  # see the captions of what is still kept then
     tables: tuple[TableOperator | TableTagger, ...]  # see what is still kept then, each after those it builds on
     off: dict[str, str]  # operator -> why it does not judge
     kinds: dict[
@@ -129,17 +131,21 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
     kinds = {one.name: "sample" for one in judges}
     off: dict[str, str] = {}
     tables: list[TableOperator | TableTagger] = []
+    crowds: list[CaptionSetOperator] = []
     for name, asked in _asked(config).items():
         if why := asked.off_reason():
             off[name], kinds[name] = why, asked.of
         elif hasattr(one := asked.operator(), "judge_table") or hasattr(one, "tag_table"):
             tables.append(cast(TableOperator | TableTagger, one))
+        elif hasattr(one, "crowds"):
+            crowds.append(cast(CaptionSetOperator, one))
         else:
             judges.append(one)
             kinds[name] = asked.of
     whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
     kinds |= dict.fromkeys(annotated, "tag")
-    _switch_off(tables, kinds, off)
+    together = dict.fromkeys((one.name for one in whole), "sample") | {one.name: "captions" for one in crowds}
+    _switch_off(tables, kinds | together, off)
     return Stage(
         broken,
         _able(judges, "score"),
@@ -147,9 +153,10 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
         _able(judges, "score_texts"),
         _able(judges, "tag"),
         whole,
+        tuple(crowds),
         (last := _in_turn(tables)),
         off,
-        kinds | {one.name: "sample" for one in whole} | {one.name: _table_kind(one) for one in last},
+        kinds | together | {one.name: _table_kind(one) for one in last},
         tuple(annotated),
     )
 
@@ -226,7 +233,15 @@ def describe(config: OperatorsConfig, stage: Stage) -> dict[str, Any]:
     """What made the verdicts, by operator, as JSON values: versions, thresholds, content of models; no paths."""
     asked, settings = _asked(config), config.model_dump(mode="json")
     said: dict[str, Any] = {name: {"off": why} for name, why in stage.off.items()}
-    judges: list[Any] = [*stage.single, *stage.captions, *stage.texts, *stage.tags, *stage.whole, *stage.tables]
+    judges: list[Any] = [
+        *stage.single,
+        *stage.captions,
+        *stage.texts,
+        *stage.tags,
+        *stage.whole,
+        *stage.crowds,
+        *stage.tables,
+    ]
     for one in judges:
         mine = asked.get(one.name)
         thresholds = settings.get(one.name, {}) if mine is None else {**mine.thresholds(), **mine.content()}

@@ -30,9 +30,9 @@ def descendants(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1300)
 def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_path: Path) -> None:
-    done = subprocess.run(smoke(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=850)
+    done = subprocess.run(smoke(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=1250)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     curate, train = report["curate"], report["train"]
@@ -61,12 +61,12 @@ def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_pa
     assert not descendants(tmp_path)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(700)
 def test_ctrl_c_ends_everything_within_ten_seconds(tmp_path: Path) -> None:
     log = tmp_path / "out"
     with log.open("w") as out:
         job = subprocess.Popen(smoke(tmp_path / "run"), cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 600
     while "train, kill, resume" not in log.read_text():  # producers are up, and training starts
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)

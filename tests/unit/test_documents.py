@@ -76,7 +76,10 @@ def check_script(words: list[str], parsing: pytest.MonkeyPatch) -> None:
     said = parsed.value.args[0]
     if getattr(said, "config", None):
         assert (ROOT / said.config).is_file(), f"{said.config} is not there"
-        settings_of(said.config, said.overrides)
+        if hasattr(program, "SynthesizeSettings"):  # the one program with settings of its own
+            load(program.SynthesizeSettings, ROOT / said.config, said.overrides)
+        else:
+            settings_of(said.config, said.overrides)
 
 
 def check_make(words: list[str]) -> None:

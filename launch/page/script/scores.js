@@ -55,7 +55,7 @@ function judgeNote(judge) {
   const recipe = FACTS.thresholds[judge.name];
   const said = [];
   if (recipe) said.push(`the recipe selects ${Object.entries(recipe).map(([bound, at]) => `${bound} ${short(at)}`).join(", ")}`);
-  if (judge.kind === "whole") said.push("compares samples: bounds moved here select, and compare nothing again");
+  if (judge.kind === "whole" && !judge.steady) said.push("compares samples: bounds moved here select, and compare nothing again");
   else if (Object.keys(judge.bounds).length && !judge.steady) said.push("judges by more than its bounds: those moved here select further");
   return said.length ? el("p", { class: "meta" }, said.join(" · ")) : null;
 }

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from launch import inspect
 from launch.page import survey as surveys
-from launch.page.document import embedded
+from launch.page.document import SCRIPTS, embedded
 from launch.page.judges import judges
 from launch.page.rows import Rows
 from producer.index import IndexFormatError, write_generation
@@ -397,3 +397,8 @@ def test_memory_does_not_hold_the_set(tmp_path: Path, monkeypatch: pytest.Monkey
     found = surveys.survey(rows, judges(rows.operators), lambda height, width: f"{height}x{width}")
     assert found.rows == 3000 and found.sampled.table.num_rows == 50
     assert len(found.shown) < 200
+
+
+def test_every_script_of_the_page_is_part_of_it() -> None:
+    found = {path.stem for path in (ROOT / "launch" / "page" / "script").iterdir()}
+    assert found == set(SCRIPTS)

@@ -20,7 +20,7 @@ REPORT = {
     "s3": {"siglip", "chinese_clip", "token_length", "invalid_caption"},
     "s4": {"text", "script", "intensive_text", "small_character"},
     "s5": {"compression", "aesthetic", "watermark", "code", "mosaic"},
-    "s6": {"category", "retrieved", "embedding"},
+    "s6": {"category", "retrieved", "embedding", "face_mosaic", "face_blur"},
     "s7": {"taxonomy", "best_per_class", "character_rarity", "rarity"},
 }
 

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +258,26 @@ def test_wrong_settings_are_named_before_anybody_is_asked(photos: Path) -> None:
 
 def command(photos: Path, chat: Chat) -> list[str]:
     """What is typed at a terminal."""
-    settings = [f"run.dir={photos}", f"source.path={photos / 'raw'}", f"curate.index={photos / 'index'}"]
+    settings = [
+        f"run.dir={photos}",
+        "source.kind=tars",
+        f"source.path={photos / 'raw'}",
+        f"curate.index={photos / 'index'}",
+    ]
     settings += [f"annotate.server.url={chat.url}", "annotate.server.model=captioner", "annotate.server.concurrency=2"]
-    return ["launch/annotate.py", "launch/configs/smoke.toml", *settings, "--report", str(photos / "report.json")]
+    return ["launch/annotate.py", "launch/configs/folder.toml", *settings, "--report", str(photos / "report.json")]
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -273,19 +292,12 @@ def test_ended_at_any_moment_it_goes_on_and_asks_again_only_what_was_on_its_way(
             answered["all"] += 1
             late = answered["all"] > 7
         if late:
-            hold.wait(120)
+            hold.wait(300)
             return Reply(b"", 500)
         return good(request)
 
-    with serving(stalls) as chat:
-        child = subprocess.Popen(
-            [sys.executable, *command(photos, chat)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 120
+    with serving(stalls) as chat, started(command(photos, chat)) as child:
+        deadline = time.monotonic() + 200
         # Both threads of the command wait for an answer: what was answered before was handed on.
         while len(chat.requests) < 9 or sum(map(len, records(photos))) < 7:
             assert child.poll() is None and time.monotonic() < deadline
@@ -315,8 +327,8 @@ def test_ended_at_any_moment_it_goes_on_and_asks_again_only_what_was_on_its_way(
 
 def records(photos: Path) -> list[list[dict[str, Any]]]:
     """The entries of each whole line of the records."""
-    raw = b"".join(path.read_bytes() for path in (photos / "annotations").glob("*/*.jsonl"))
-    return [json.loads(line)["entries"] for line in raw.split(b"\n")[:-1]]
+    files = [path.read_bytes().split(b"\n")[:-1] for path in (photos / "annotations").glob("*/*.jsonl")]
+    return [json.loads(line)["entries"] for lines in files for line in lines]
 
 
 FUNNEL = Funnel("0123456789abcdef", "caption-0123", seen=12, annotated=9, before=4, fused=8, calls=12)

@@ -139,6 +139,22 @@ def test_more_streams_than_a_plan_mixes_are_refused() -> None:
         Plan("index", table(1800).append_column("tag.taxonomy", pa.array(words)), recipe, seed=1, cost=COST)
 
 
+def test_many_classes_in_many_buckets_keep_their_rows_apart() -> None:
+    words = [f"{row % 480:03d}" for row in range(1440)]
+    recipe = RecipeConfig(
+        classes={"taxonomy": dict.fromkeys(words, 1.0)}, resolutions=(256, 320, 384, 448), min_fill=0.05, samples=1
+    )
+    rows = table(1440, side=(200, 300)).append_column("tag.taxonomy", pa.array(words))
+    plan = Plan("index", rows, recipe, seed=1, cost=COST)
+    assert len(plan.selection.buckets) * 480 * 2 > 2**15, "more cells than 16 bits hold"
+    entry = plan.entry(0)
+    for number, group in enumerate(entry.groups):
+        mine = entry.rows[entry.starts[number] : entry.starts[number + 1]].tolist()
+        assert {f"taxonomy={words[row]}" for row in mine} == set(group.kind)
+        assert {plan.selection.buckets[plan.selection.bucket[row]] for row in mine} == {group.bucket}
+    assert sorted(entry.rows.tolist()) == list(range(1440))
+
+
 def of_group(plan: Plan, rows: pa.Table) -> dict[tuple[str, tuple[str, ...], str], set[int]]:
     """Which rows train in each split, class and bucket."""
     chosen, found = plan.selection, {}
