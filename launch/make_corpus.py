@@ -145,7 +145,8 @@ def _damaged() -> Iterator[Item]:
     exif[_ORIENTATION] = 3
     fogged = np.asarray(part["blurred"].resize((16, 12), Image.Resampling.BOX).resize((400, 300)))
     wall = np.where(noise.random((300, 400, 1)) < 0.5, 170, 190).astype(np.uint8)
-    grains = np.clip(np.asarray(part["grains"], np.float32) + noise.normal(0, 120, (300, 400, 3)), 0, 255)
+    # Upside down, or it would be a near duplicate of what is printed finely over the same part.
+    grains = np.clip(np.asarray(part["grains"], np.float32)[::-1] + noise.normal(0, 120, (300, 400, 3)), 0, 255)
     strong = part["strong"].convert("HSV")
     strong = Image.merge("HSV", (strong.getchannel(0), strong.getchannel(1).point(lambda _: 255), strong.getchannel(2)))
     pictures = {
@@ -180,7 +181,7 @@ def _written_on() -> Iterator[Item]:
     font = _package("mplfonts") / _FONT
     kinds = {
         "dense": ("intensive_text", "text from edge to edge", "bright", 30, 31, 0),
-        "fine-print": ("small_character", "letters of two pixels at 256p", "grains", 9, 56, 60),
+        "fine-print": ("small_character", "letters of four pixels at 256p", "faded", 9, 56, 60),
     }
     for stem, (operator, why, part, size, step, top) in kinds.items():
         picture = _part(*_PARTS[part]).resize((600, 450), Image.Resampling.BICUBIC).point(lambda v: 190 + v // 4)
@@ -201,7 +202,8 @@ _PARTS = {
     "dark": ("rocket.jpg", 120, 60, 400, 300),
     "bright": ("ihc.png", 60, 110, 400, 300),
     "strong": ("flower.jpg", 180, 90, 400, 300),
-    "grains": ("chelsea.png", 25, 0, 400, 300),
+    "grains": ("motorcycle_right.png", 300, 150, 400, 300),
+    "faded": ("chelsea.png", 40, 0, 400, 300),
 }
 
 
