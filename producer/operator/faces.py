@@ -98,12 +98,8 @@ def _yunet(model: Path) -> Detector:
     def detect(pixels: np.ndarray) -> list[Box]:
         detector.setInputSize((pixels.shape[1], pixels.shape[0]))
         _, found = detector.detect(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-<<<<<<< HEAD
-        return [] if found is None else [(float(x), float(y), float(w), float(h)) for x, y, w, h in found[:, :4]]
-=======
         boxes = [] if found is None else found[:, :4].astype(float).tolist()
         return [(left, top, width, height) for left, top, width, height in boxes]
->>>>>>> main
 
     return detect
 
