@@ -58,9 +58,9 @@ bench-data: setup
 	$(BIN)/python -m pytest tests/bench/test_plan.py tests/bench/test_data.py tests/bench/test_delivery.py \
 		tests/bench/test_encode.py tests/bench/test_transport_security.py -s --timeout=1800
 
-# The picture operators against one library call and one decode a judgement; numbers in runs/bench/curate.json.
+# Operators against one library call and one decode a judgement, duplicates, synthesis; numbers in runs/bench/curate.json.
 bench-curate: setup
-	$(BIN)/python -m pytest tests/bench/test_curate.py -s --timeout=1800
+	$(BIN)/python -m pytest tests/bench/test_curate.py tests/bench/test_synthesize.py -s --timeout=1800
 
 # Faults of every kind against the data plane: at most 15 minutes.
 chaos: setup

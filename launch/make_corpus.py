@@ -181,7 +181,7 @@ def _written_on() -> Iterator[Item]:
     font = _package("mplfonts") / _FONT
     kinds = {
         "dense": ("intensive_text", "text from edge to edge", "bright", 30, 31, 0),
-        "fine-print": ("small_character", "letters of two pixels at 256p", "grains", 9, 56, 60),
+        "fine-print": ("small_character", "letters of four pixels at 256p", "faded", 9, 56, 60),
     }
     for stem, (operator, why, part, size, step, top) in kinds.items():
         picture = _part(*_PARTS[part]).resize((600, 450), Image.Resampling.BICUBIC).point(lambda v: 190 + v // 4)
@@ -202,7 +202,8 @@ _PARTS = {
     "dark": ("rocket.jpg", 120, 60, 400, 300),
     "bright": ("ihc.png", 60, 110, 400, 300),
     "strong": ("flower.jpg", 180, 90, 400, 300),
-    "grains": ("chelsea.png", 25, 0, 400, 300),
+    "grains": ("motorcycle_right.png", 300, 150, 400, 300),
+    "faded": ("chelsea.png", 40, 0, 400, 300),
 }
 
 

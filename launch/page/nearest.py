@@ -48,9 +48,8 @@ class Side:
 
 def sides(tally: Tally, most: int) -> list[Side]:
     """Both sides of every line of a judge; of one without a line its lowest and its highest scores."""
-    judge = tally.judge
-    lines = dict(judge.bounds)
-    if judge.mark is not None:
-        lines[MAX] = judge.mark
+    lines = dict(tally.lines)
+    if tally.judge.mark is not None:
+        lines[MAX] = tally.judge.mark
     found = [Side(bound, name, at, most) for bound, at in lines.items() for name in ("below", "above")]
     return found or [Side("", "below", -math.inf, most), Side("", "above", math.inf, most)]

@@ -1,4 +1,4 @@
-"""Two passes over an index: every count that the page shows, and which rows it shows of which."""
+"""Three passes over an index: every count that the page shows, and which rows it shows of which."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from launch.page.judges import Judge
 from launch.page.nearest import Side, sides
-from launch.page.rows import Rows, flags, floats
+from launch.page.rows import Rows, flags, floats, lengths
 from launch.page.sampled import SALT, Sampled
 from launch.page.tally import Histogram, Tally
 from launch.page.words import Captions, Split, count
@@ -50,11 +50,10 @@ def _into(counter: Counter[str], names: pa.ChunkedArray | pa.Array) -> None:
 
 @dataclass(eq=False)
 class Survey:
-    """What two passes over the rows found."""
+    """What the passes over the rows found."""
 
     judges: list[Judge]
     tallies: dict[str, Tally]
-    sides: dict[str, list[Side]]
     sampled: Sampled
     rows: int = 0
     kept: int = 0
@@ -64,24 +63,30 @@ class Survey:
     sources: Shares = field(default_factory=Shares)
     buckets: Shares = field(default_factory=Shares)
     tags: dict[str, Shares] = field(default_factory=dict)
+    sides: dict[str, list[Side]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     shown: dict[int, dict[str, Any]] = field(default_factory=dict)  # row number -> the row
+
+    @property
+    def scored(self) -> list[str]:
+        """The judges that have scores."""
+        return [one.name for one in self.judges if one.scores]
 
 
 def survey(rows: Rows, judges: list[Judge], bucket: Callable[[int, int], str]) -> Survey:
     """Look at all of `rows`; `bucket` names the bucket of a picture of a height and a width."""
     tallies = {one.name: Tally(one) for one in judges}
-    lines = {one.name: sides(tallies[one.name], _BESIDE) for one in judges if one.scores}
-    found = Survey(judges, tallies, lines, Sampled(SAMPLED), tags={j.name: Shares() for j in judges if j.kind == "tag"})
+    found = Survey(judges, tallies, Sampled(SAMPLED), tags={j.name: Shares() for j in judges if j.kind == "tag"})
     named = lru_cache(maxsize=1 << 16)(bucket)
     for first, table in rows.batches(_first_columns(judges)):
         _count(found, first, table, named)
-    for name in lines:
-        found.histograms[name] = Histogram.of(found.tallies[name], _flat(found.sampled.table[f"score.{name}"]))
+    for name in found.scored:
+        found.sides[name] = sides(tallies[name], _BESIDE)
+        found.histograms[name] = Histogram.of(tallies[name], _flat(found.sampled.table[f"score.{name}"]))
+    for first, table in rows.batches(["key", *_judged(judges)]):
+        _place(found, first, table)
     wanted = np.unique(np.asarray(_wanted(found), np.int64))
-    for first, table in rows.batches(_second_columns(judges)):
-        for name, histogram in found.histograms.items():
-            histogram.add(_flat(table[f"score.{name}"]))
+    for first, table in rows.batches(_shown_columns(judges)):
         mine = wanted[(wanted >= first) & (wanted < first + table.num_rows)]
         found.shown |= dict(zip(mine.tolist(), table.take(mine - first).to_pylist(), strict=True))
     return found
@@ -104,7 +109,7 @@ def _leaf(judges: list[Judge], column: str) -> str:
     return f"{column}.list.element" if column in of_captions else column
 
 
-def _second_columns(judges: list[Judge]) -> list[str]:
+def _shown_columns(judges: list[Judge]) -> list[str]:
     facts = ["key", "source", "shard", "member", "offset", "size", "height", "width", "sha256", "kept", "dropped_by"]
     return [*facts, "reason", "captions", *_judged(judges)]
 
@@ -115,8 +120,8 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
     found.rows += table.num_rows
     found.kept += int(kept.sum())
     captions = Captions.of(table["captions"])
-    for name in found.sides:
-        _judge(found, name, table, first, hashes, captions)
+    for name in found.scored:
+        _judge(found, name, table, captions)
     _drops(found, table)
     count(found.splits, captions, first, hashes)
     found.sources.add(table["source"], kept)
@@ -130,20 +135,30 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
     found.sampled.add(table.append_column("row", pa.array(first + np.arange(table.num_rows))), hashes)
 
 
-def _judge(found: Survey, name: str, table: pa.Table, first: int, hashes: np.ndarray, captions: Captions) -> None:
+def _judge(found: Survey, name: str, table: pa.Table, captions: Captions) -> None:
     tally, verdicts = found.tallies[name], flags(table[f"verdict.{name}"])
     values = _flat(table[f"score.{name}"])
-    row, place = np.arange(table.num_rows), np.zeros(table.num_rows, np.int64)
     if tally.judge.kind == "captions":
-        row, place = captions.row, captions.place
-        known = np.where(verdicts[row] < 0, -1, 1)
+        known = np.where(verdicts[captions.row] < 0, -1, 1)
         verdicts = np.where(captions.kept, known, np.where(captions.refused_by == name, 0, -1))
     if tally.judge.kind != "whole":
         kept = captions.kept if tally.judge.kind == "captions" else True
         tally.spared += int((kept & (verdicts < 0) & ~np.isnan(values)).sum())
     tally.add(values, verdicts)
-    for side in found.sides[name]:
-        side.add(first + row, place, values, hashes[row])
+
+
+def _place(found: Survey, first: int, table: pa.Table) -> None:
+    """Find where the scores of the rows from `first` on lie: in which bin, and how close to a line."""
+    hashes = of_strings(table["key"], SALT)
+    for name, histogram in found.histograms.items():
+        column = table[f"score.{name}"]
+        values = _flat(column)
+        counts = lengths(column) if pa.types.is_list(column.type) else np.ones(table.num_rows, np.int64)
+        row = np.repeat(np.arange(table.num_rows), counts)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        histogram.add(values)
+        for side in found.sides[name]:
+            side.add(first + row, place, values, hashes[row])
 
 
 def _drops(found: Survey, table: pa.Table) -> None:
@@ -173,7 +188,7 @@ def _wanted(found: Survey) -> list[int]:
     rows = [row for of in found.sides.values() for side in of for row in side.rows.tolist()]
     rows += [row for split in found.splits.values() for side in (split.shown, split.refused) for row in side.rows]
     sampled = found.sampled.table
-    for name in found.sides:
+    for name in found.scored:
         column = sampled[f"score.{name}"]
         if pa.types.is_list(column.type):
             continue

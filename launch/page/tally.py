@@ -55,6 +55,11 @@ class Tally:
         return np.isnan(values) | ((values >= low) & (values <= high))
 
     @property
+    def lines(self) -> dict[str, float]:
+        """The bounds where they give every verdict, else what the verdicts imply: a setting may be of another unit."""
+        return self.judge.bounds if self.steady else self.implied if self.judge.mark is None else {}
+
+    @property
     def implied(self) -> dict[str, float]:
         """Where a line lies between all that it keeps and all that it refuses: of judges that have no bounds."""
         (passed_low, passed_high), (failed_low, failed_high) = self._passed, self._failed
@@ -66,8 +71,8 @@ class Tally:
 
     def cuts(self) -> list[float]:
         """Where the axis must part what is kept from what is refused: a bound is itself kept, a mark is not."""
-        low = [self.judge.bounds[MIN]] if MIN in self.judge.bounds else []
-        high = [at for at in (self.judge.bounds.get(MAX), self.judge.mark) if at is not None]
+        low = [self.lines[MIN]] if MIN in self.lines else []
+        high = [at for at in (self.lines.get(MAX), self.judge.mark) if at is not None]
         if self.whole:
             return [math.ceil(at) - 0.5 for at in low] + [math.floor(at) + 0.5 for at in high]
         return low + [math.nextafter(at, math.inf) for at in high]

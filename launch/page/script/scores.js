@@ -56,7 +56,7 @@ function judgeNote(judge) {
   const said = [];
   if (recipe) said.push(`the recipe selects ${Object.entries(recipe).map(([bound, at]) => `${bound} ${short(at)}`).join(", ")}`);
   if (judge.kind === "whole" && !judge.steady) said.push("compares samples: bounds moved here select, and compare nothing again");
-  else if (Object.keys(judge.bounds).length && !judge.steady) said.push("judges by more than its bounds: those moved here select further");
+  else if (judge.beyond) said.push("its own settings are no bounds on this score: those moved here select further");
   return said.length ? el("p", { class: "meta" }, said.join(" · ")) : null;
 }
 

@@ -437,6 +437,7 @@ def test_a_worker_loads_a_model_once_for_all_its_shards(
     assert loads == [str(folder / "siglip")]
 
 
+@pytest.mark.timeout(900)  # each actor imports torch; on a busy machine that takes minutes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_actors_score_shards_with_models_as_one_process_does(folder: Path, tmp_path: Path) -> None:
     from launch.make_encoders import make_tokenizer
