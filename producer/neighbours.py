@@ -14,6 +14,8 @@ import numpy as np
 
 # Under one key, this many are compared with each other: 8 million pairs.
 _CROWD = 4096
+# Pictures, each twice, that are sorted at a time: those of a range of keys, in 500 MB or so.
+_PART = 1 << 22
 # In a larger crowd each is compared with so many of its leaders, and with so many neighbours in either hash's order.
 _LEADERS = 16
 _NEIGHBOURS = 32
@@ -67,16 +69,20 @@ def _meet(hashes: Hashes, radius: int) -> Iterator[Pairs]:
     number = len(hashes.phash)
     phash = np.concatenate([hashes.phash, hashes.phash_mirror])
     dhash = np.concatenate([hashes.dhash, hashes.dhash_mirror])
+    parts = -(-2 * number // _PART)
     for mask in _pieces(radius + 1):
         key = (phash & mask) * _SPREAD[0]
         for other in _pieces(radius + 1):
             # Sorted with their place beside the key, which is several times faster than sorting places by keys.
-            packed = ((key ^ (dhash & other)) * _SPREAD[1]) & _HIGH
-            packed |= np.arange(2 * number, dtype=np.uint64)
-            packed.sort()
-            place = (packed & _LOW).astype(np.uint32)
-            for one, two, bits in _share(packed >> _WORD, phash[place], dhash[place], radius):
-                yield from _pictures(place[one], place[two], bits, number)
+            mixed = (key ^ (dhash & other)) * _SPREAD[1]
+            part = ((mixed >> _WORD) * np.uint64(parts)) >> _WORD
+            for one_part in range(parts):
+                packed = np.flatnonzero(part == one_part).astype(np.uint64)
+                packed |= mixed[packed] & _HIGH
+                packed.sort()
+                place = (packed & _LOW).astype(np.uint32)
+                for one, two, bits in _share(packed >> _WORD, phash[place], dhash[place], radius):
+                    yield from _pictures(place[one], place[two], bits, number)
 
 
 def _pictures(one: np.ndarray, other: np.ndarray, bits: np.ndarray, number: int) -> Iterator[Pairs]:

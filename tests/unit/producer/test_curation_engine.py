@@ -269,7 +269,7 @@ def test_killed_at_any_moment_and_started_again_the_index_is_the_same_to_the_byt
 
 @pytest.mark.parametrize("number", [40_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_set(tmp_path: Path, number: int) -> None:
-    """Rows of about 800 bytes; what is anonymous beside a shard's rows is 100 bytes a row or so, for comparing them."""
+    """Rows of about 800 bytes; what is anonymous beside a shard's is 350 bytes a row or so, for comparing them."""
     found = []
     for size in (number // 3, number):
         command = [sys.executable, "-m", "tests.unit.producer.large_set", str(size), str(tmp_path / str(size))]
@@ -278,4 +278,4 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path, number: int) -> None:
         found.append(json.loads(done.stdout))
     few, many = found
     assert many["rows"] == number and many["dropped"]["near_duplicate"] > number // 100
-    assert many["bytes"] - few["bytes"] < (number - number // 3) * 200 + (32 << 20)
+    assert many["bytes"] - few["bytes"] < (number - number // 3) * 450 + (32 << 20)

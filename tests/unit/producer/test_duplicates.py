@@ -155,7 +155,8 @@ def planted(number: int, seed: int = 0) -> Hashes:
 
 
 @pytest.mark.parametrize("radius", [0, 3, 6])
-def test_the_search_is_exact_on_thousands(radius: int) -> None:
+def test_the_search_is_exact_on_thousands(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producer.neighbours._PART", 700)
     hashes = planted(1500)
     bits = apart(hashes)
     least, groups = found_by_search(hashes, radius)
