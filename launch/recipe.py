@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from consumer.source.flight import Producers
+from consumer.source.producers import Producers
 from launch.config import ConfigError, load
 from launch.settings import Settings, guarded
 from producer.api.protocol import Question, Recipes
