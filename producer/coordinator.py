@@ -142,7 +142,7 @@ class Coordinator:
         self.demand.trainers[said.trainer].ranks = said.ranks
         self._prune()
         line = self.switches.journal.at(said.step)
-        return replace(self.offer, plan=line.id, entry=line.number, terms="")
+        return replace(self.offer, plan=line.id, entry=line.number, terms="", balance="")
 
     def locate(self, said: Locate, now: float) -> Located:
         """Where a unit is. One that is nowhere is made before all others from now on."""

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from producer.api.bucket import Bucket
 from producer.api.protocol import Welcome
 from producer.api.unit import Encoded, Header, Latent, UnitId, pack
+from producer.balance import predicted
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
 from producer.encode import Encoder, EncoderConfig, Raw, Shown, picture
@@ -134,6 +135,7 @@ class UnitMaker:
             len(self._plan.validation),
             self._encoder.fingerprint,
             terms=json.dumps(terms.body()),
+            balance=predicted(self._plan),
         )
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads

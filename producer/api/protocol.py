@@ -119,7 +119,8 @@ class Hello:
 class Welcome:
     """What a trainer must know of the plan: units a step, validation units, and the encoder's fingerprint.
 
-    `plan` is in force at its first step, and is entry `entry` of the journal. `terms` (JSON) are for the journal alone.
+    `plan` is in force at its first step, and is entry `entry` of the journal. `terms` (JSON) are for the journal alone,
+    `balance` (producer/balance.py) for the coordinator.
     """
 
     plan: str
@@ -128,6 +129,7 @@ class Welcome:
     encoder: str
     entry: int = 0
     terms: str = ""
+    balance: str = ""
 
 
 @dataclass(frozen=True)
