@@ -113,7 +113,7 @@ def build(kind: type[T], tree: dict[str, Any]) -> T:
 def _senseless(kind: Any, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Values that types and bounds let through: infinity, NaN, and an empty path, which would be this folder."""
     if isinstance(value, dict):
-        fields = getattr(kind, "model_fields", {})
+        fields = _fields(kind)
         for name, inner in value.items():
             below = fields[name].annotation if name in fields else None
             yield from _senseless(below, inner, f"{path}.{name}" if path else name)
@@ -142,9 +142,15 @@ def _said(kind: type[BaseModel], item: Any) -> str:
 
 def _names(kind: Any, parents: tuple[Any, ...]) -> list[str]:
     for name in parents:
-        field = getattr(kind, "model_fields", {}).get(name)
+        field = _fields(kind).get(name)
         kind = field.annotation if field else None
-    return list(getattr(kind, "model_fields", {}))
+    return list(_fields(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The settings of a section, also of one that may be left out."""
+    kinds = (kind, *get_args(kind))
+    return next((one.model_fields for one in kinds if hasattr(one, "model_fields")), {})
 
 
 def show(config: BaseModel) -> str:

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
-from producer.curate import Funnel, Progress, curate
+from producer.curate import Progress, curate
+from producer.funnel import Funnel
 
 # Seconds between lines where output is no terminal.
 _EVERY_S = 2.0
@@ -57,6 +58,8 @@ class CurationView:
 
     def __call__(self, progress: Progress) -> None:
         line = f"{progress.stage}: {progress.done} of {progress.total} shards, {progress.samples} samples"
+        if progress.lost:
+            line += "; dropped so far: " + ", ".join(f"{number} {name}" for name, number in progress.lost.items())
         if self._bar:
             self._bar.update(self._task, description=line, completed=progress.done, total=progress.total)
             return
@@ -78,9 +81,13 @@ def show(funnel: Funnel) -> None:
     table.add_row("in", f"{funnel.seen}", "")
     for name, number in funnel.dropped.items():
         table.add_row(f"dropped: {name}", f"-{number}" if number else "0", _plain(funnel.example.get(name, "")))
+    for name, number in funnel.failed.items():
+        table.add_row(f"failed: {name}", f"-{number}", _plain(funnel.example.get(name, "")))
     for name, why in funnel.off.items():
         table.add_row(f"dropped: {name}", "off", why)
     table.add_row("kept", f"{funnel.kept}", f"index generation {funnel.generation[:12]}", end_section=True)
+    if funnel.annotated is not None:
+        table.add_row("kept: annotated", f"{funnel.annotated}", "", end_section=True)
     for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
         table.add_row(f"kept: {bucket}", f"{number}", "")
     Console().print(table)
@@ -92,13 +99,15 @@ def _plain(text: str) -> Text:
 
 
 def report(funnel: Funnel, seconds: float) -> dict[str, Any]:
-    """The funnel as JSON values: in = kept + the sum of dropped."""
+    """The funnel as JSON values: in = kept + the sums of dropped and failed."""
     return {
         "in": funnel.seen,
         "kept": funnel.kept,
         "dropped": funnel.dropped,
+        "failed": funnel.failed,
         "off": funnel.off,
         "buckets": funnel.buckets,
+        "annotated": funnel.annotated,
         "generation": funnel.generation,
         "shards": funnel.shards,
         "shards_scored": funnel.scored,

@@ -77,6 +77,8 @@ def check(settings: Settings, ranks: int) -> None:
     cost = CostModel.of(settings.model)
     plan = Plan(index.id, index.table, settings.recipe, seed=settings.run.seed, cost=cost)
     print(said(ranks, plan.check(ranks)))
+    for name, share in plan.entry(0).shares().items():
+        print(f"  {share:6.1%} {name}")
 
 
 def show(settings: Settings) -> None:

@@ -30,6 +30,7 @@ from model.mmdit import MMDiTConfig
 from model.recompute import RecomputeConfig
 from parallel.engine import OptimConfig
 from parallel.mesh import MeshConfig
+from producer.annotate.config import AnnotateConfig
 from producer.cache import CacheConfig
 from producer.curate import CurateConfig
 from producer.encode import EncoderConfig
@@ -51,6 +52,7 @@ class Settings(BaseModel, frozen=True, strict=True, extra="forbid"):
     source: SourceConfig
     curate: CurateConfig
     operators: OperatorsConfig = Field(default_factory=OperatorsConfig)
+    annotate: AnnotateConfig = Field(default_factory=AnnotateConfig)
     recipe: RecipeConfig
     encoder: EncoderConfig
     cache: CacheConfig

@@ -2,9 +2,9 @@
 
     python launch/smoke.py launch/configs/smoke.toml
 
-Every stage is the real command that a user runs, as a process of its own: corpus, tiny encoders, curation, producers,
-training that is killed halfway and resumes, an undisturbed run to compare with, samples, export, and diffusers opening
-it. Ends with a table and report.json in the run's folder.
+Every stage is the real command that a user runs, as a process of its own: corpus, pictures of text, tiny encoders,
+curation, producers, training that is killed halfway and resumes, an undisturbed run to compare with, samples, export,
+and diffusers opening it. Ends with a table and report.json in the run's folder.
 """
 
 import json
@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +26,9 @@ from consumer.metrics import lines
 from launch.child import Child, ChildError, MemoryWatch, python, stop, torchrun
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
+from producer.cost import CostModel
+from producer.index import Index
+from producer.plan import Plan
 
 # The least that the validation loss must fall.
 MIN_FALL = 0.15
@@ -30,8 +36,11 @@ MIN_FALL = 0.15
 # What the whole takes and holds at most on two cores with nothing beside it; more is said, and no fault of the code.
 MAX_S, MAX_BYTES = 360.0, 10e9
 
+# Pictures of text: the source that they are, and how they are made.
+SYNTHETIC, SYNTHESIS = "synthetic", "launch/configs/synthesis/smoke.toml"
+
 # The deadline of any one stage.
-STAGE_S = 300.0
+STAGE_S = 420.0
 
 
 @dataclass
@@ -83,7 +92,8 @@ def main() -> int:
             print(f"   {smoke.seconds[name]:.1f} s", flush=True)
     finally:
         smoke.stop()
-    smoke.report = {name: smoke.report[name] for name in ("curate", "produce", "train", "paths")}
+    names = ("synthesize", "curate", "produce", "train", "paths")
+    smoke.report = {name: smoke.report[name] for name in names}
     smoke.report["seconds"] = smoke.seconds | {"all": round(time.monotonic() - began, 1)}
     smoke.report["peak_memory_gb"] = round(memory.peak_bytes / 1e9, 2)
     path = smoke.dir / "report.json"
@@ -99,15 +109,32 @@ def clear(smoke: Smoke) -> None:
 
 
 def make_data(smoke: Smoke) -> None:
-    smoke.run("corpus", python("launch/make_corpus.py", smoke.settings.source.path))
+    raw, synthetic = smoke.settings.source.path, smoke.settings.source.also[SYNTHETIC].path
+    smoke.run("corpus", python("launch/make_corpus.py", raw, "--lettering", synthetic))
+
+
+def synthesize(smoke: Smoke) -> None:
+    """Pictures of text by all three ways, in scenes before the corpus's photographs; a source of its own."""
+    out = smoke.settings.source.also[SYNTHETIC].path
+    folders = [f"shards.out={out}", f"compositional.backdrop.folder={smoke.settings.source.path}/backdrops"]
+    sheet = smoke.dir / "synthetic.png"
+    smoke.run("synthesize", python("launch/synthesize.py", SYNTHESIS, *folders, "--sheet", sheet))
+
+
+def make_encoders(smoke: Smoke) -> None:
+    paths = [smoke.settings.source.path, smoke.settings.source.also[SYNTHETIC].path]
     encoders = smoke.settings.encoder.root
-    smoke.run("encoders", python("launch/make_encoders.py", encoders, "--captions", smoke.settings.source.path))
+    smoke.run("encoders", python("launch/make_encoders.py", encoders, "--captions", *paths))
 
 
 def curate(smoke: Smoke) -> None:
     report = smoke.dir / "curate" / "report.json"
     smoke.run("curate", python("launch/curate.py", *smoke.settled, "--report", report))
     smoke.report["curate"] = json.loads(report.read_text())
+    table = Index.open(smoke.settings.curate.index).table
+    mine = pc.equal(table["source"], SYNTHETIC)
+    kept = pc.sum(pc.and_(mine, table["kept"])).as_py()
+    smoke.report["synthesize"] = {"made": pc.sum(mine).as_py(), "kept": kept}
 
 
 def produce(smoke: Smoke) -> None:
@@ -148,6 +175,15 @@ def compare(smoke: Smoke) -> None:
     }
 
 
+def count_trained(smoke: Smoke) -> None:
+    """How many of the samples that were trained are pictures of text, by the plan that trainer and workers computed."""
+    settings, index = smoke.settings, Index.open(smoke.settings.curate.index)
+    plan = Plan(index.id, index.table, settings.recipe, seed=settings.run.seed, cost=CostModel.of(settings.model))
+    rows = np.concatenate([unit.rows for step in range(settings.train.steps) for unit in plan.step(step)])
+    trained = index.table["source"].take(pa.array(np.unique(rows))).value_counts().to_pylist()
+    smoke.report["synthesize"]["trained"] = {one["values"]: one["counts"] for one in trained}.get(SYNTHETIC, 0)
+
+
 def finish_producing(smoke: Smoke) -> None:
     smoke.stop()
     smoke.report["produce"] = json.loads((smoke.dir / "fleet" / "report.json").read_text())
@@ -167,11 +203,14 @@ def export(smoke: Smoke) -> None:
 
 STAGES: dict[str, Callable[[Smoke], None]] = {
     "data": make_data,
+    "synthesize": synthesize,
+    "encoders": make_encoders,
     "curate": curate,
     "produce": produce,
     "train, kill, resume": train,
     "undisturbed run": compare,
     "stop producers": finish_producing,
+    "count what was trained": count_trained,
     "sample": sample,
     "export": export,
 }
@@ -206,6 +245,8 @@ def judge(report: dict[str, Any]) -> int:
     faults = []
     if fall < MIN_FALL:
         faults.append(f"validation loss fell {fall:.1%}, must fall {MIN_FALL:.0%}")
+    if not report["synthesize"]["trained"]:
+        faults.append("no picture of text was trained")
     if not train["resumed_bit_equal"]:
         faults.append("losses after the resume differ from the undisturbed run's")
     if report["seconds"]["all"] > MAX_S or report["peak_memory_gb"] * 1e9 > MAX_BYTES:

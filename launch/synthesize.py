@@ -102,11 +102,9 @@ def main() -> int:
         print(f"left out: {number} paragraphs that {reason}")
     shown: list[Sample] = []
     for way, count in chosen:
-        room = _SHOWN
-        for path, samples in write_shards(way, count, settings.shards):
-            shown += samples[:room]
-            room -= len(samples[:room])
-            print(f"{path}: {len(samples)} samples", flush=True)
+        for made in write_shards(way, count, settings.shards, keep=_SHOWN if arguments.sheet else 0):
+            shown += made.first
+            print(f"{made.path}: {made.samples} samples", flush=True)
     if arguments.sheet:
         contact_sheet(shown, arguments.sheet, fonts)
     return 0

@@ -18,7 +18,7 @@ def load_part(kind: Any, folder: Path, config: Any, prefix: str, dtype: torch.dt
 
     Frozen and in evaluation mode. PretrainedError where weights are missing, which transformers would draw at random.
     """
-    with _silent():
+    with quietly_loading():
         part, found = kind.from_pretrained(
             folder,
             config=config,
@@ -35,8 +35,8 @@ def load_part(kind: Any, folder: Path, config: Any, prefix: str, dtype: torch.dt
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without transformers' progress bar and its report of the other parts' weights."""
+def quietly_loading() -> Iterator[None]:
+    """Without transformers' progress bar and its report of weights; what is missing is the caller's to look at."""
     shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

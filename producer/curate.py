@@ -1,55 +1,75 @@
 """Curation: every sample of a source is scored by the stage's operators, and what is known becomes an index generation.
 
 Scores are one file per (shard, operator fingerprint), so Ray only schedules what is missing, and killing it loses
-nothing but the shards in hand. Verdicts, duplicates and token lengths are made from all score files afterwards, in this
-process: the index's bytes depend on the source and the settings, never on what was interrupted. Meant for sets whose
-rows fit in memory (about 1 KB each).
+nothing but the shards in hand. Everything after that is made anew from all score files, in this process: verdicts shard
+by shard, the rows of all shards in the order of their keys, comparisons of the whole set, the index. The index's bytes
+depend on the source, the settings and what older generations kept, never on what was interrupted. In memory are the
+rows of a shard and a few thousand of others; what is as large as the set lies in files of `curate.work`, mapped.
 """
 
+import difflib
 import json
 import logging
 import queue
+import shutil
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from producer.api.bucket import Bucket, bucket, nearest
-from producer.index import write_generation
+from producer.annotate.join import Annotations
+from producer.funnel import Funnel, Tally
+from producer.index import new_generation
+from producer.judging import judge
 from producer.lock import exclusive
+from producer.older import Older
 from producer.operator.broken import Broken
-from producer.operator.stage import OperatorsConfig, build_stage, describe
-from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
+from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe, runs_models
+from producer.runs import Run, read_in_order, write_run
+from producer.scoring import Job, ShardScorer, count_failed, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Shard
 from producer.tokens import count_tokens
 from producer.tokens import fingerprint as tokenizer_fingerprint
-from producer.verdict import decide
+from producer.verdict import Whole, WholeError
 
 _LOCK_TIMEOUT_S = 10.0
 # Ray keeps a record of every block; beyond this several shards share one.
 _MAX_BLOCKS = 4096
+_GPU_SHARE = 0.25
+# Below so many samples a share of failed ones is no reason to stop before the end.
+_FEW = 1000
 
 
 class CurateError(ValueError):
-    """A source cannot be curated: shards that cannot be read, or nothing left."""
+    """A source cannot be curated: shards that cannot be read, operators that fail, or nothing left."""
 
 
 class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     index: Path  # folder of the index
     work: Path | None = None  # folder of score files, on a cluster one that all nodes see; none: "curate" by the index
+    annotations: tuple[Path, ...] = ()  # folders of launch/annotate.py, whose captions and tags join; later ones win
     address: str = "local"  # of Ray: local starts its own, auto or host:port joins a cluster
     cpus: float = Field(default=0.5, gt=0)  # cores a scoring task asks for; fractions let every task start on 2 cores
+    # Of a GPU, for each scorer where an operator runs a model; 0: none; not given: a quarter where there are GPUs,
+    # since decoding would keep one waiting.
+    gpus: float | None = Field(default=None, ge=0)
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
     stall_s: float = Field(default=900.0, gt=0)  # without any shard finished for so long, the run ends
     max_broken: float = Field(default=0.5, gt=0, le=1)  # share of samples without a readable picture; above, an error
+    max_failed: float = Field(
+        default=0.01, ge=0, le=1
+    )  # share of samples that operators raise on; above, the run stops
+    retry_failed: bool = False  # whether operators are asked again about samples that they raised on in earlier runs
 
     @property
     def scores(self) -> Path:
@@ -64,21 +84,9 @@ class Progress(NamedTuple):
     done: int  # shards
     total: int
     samples: int
-
-
-@dataclass(frozen=True)
-class Funnel:
-    """What came in and what became of it: seen = kept + the sum of dropped."""
-
-    generation: str  # id of the index generation
-    seen: int
-    kept: int
-    dropped: dict[str, int]  # operator -> samples it dropped, in the order of operators
-    example: dict[str, str]  # operator -> one "key: reason"
-    buckets: dict[str, int]  # kept samples by bucket; empty ones are left out
-    off: dict[str, str]  # operator -> why it did not judge
-    shards: int
-    scored: int  # shards scored in this run, the others' scores were there
+    lost: Mapping[str, int] = MappingProxyType(
+        {}
+    )  # samples dropped so far, by operator; "failed by" it where it raised
 
 
 def curate(
@@ -94,84 +102,158 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, SourceError, NsfwError, TokenizerError, LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
+    LockError or ClusterError.
     """
-    stage = build_stage(operators)
+    annotations = Annotations(config.annotations, source)
+    stage = build_stage(operators, annotations.tags)
+    _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
-    with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S):
+    with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S), _scratch(config.scores) as scratch:
         job = _job(source, config, operators)
         version = fingerprint(job, stage)
         paths = {shard: score_path(job, shard, version) for shard in shards}
-        scores, scored = _scores(job, paths, config, progress)
-        progress(Progress("judging", len(shards), len(shards), scores.num_rows))
-        rows = decide(scores, stage, source=source.name, count_tokens=partial(count_tokens, tokenizer))
-        dropped, example = _dropped(rows)
-        if sum(dropped.values()) == rows.num_rows:
-            said = ", ".join(f"{number} by {name} ({example[name]})" for name, number in dropped.items())
-            raise CurateError(f"source.path: {source.path}: nothing is kept of {rows.num_rows} samples: {said}")
-        broken = dropped.get(Broken.name, 0) / rows.num_rows
-        if broken > config.max_broken:
-            raise CurateError(
-                f"curate.max_broken: {broken:.1%} of {rows.num_rows} samples have no readable picture, more than "
-                f"{config.max_broken:.1%} ({example[Broken.name]}); repair the source, or allow more"
-            )
-        progress(Progress("writing", len(shards), len(shards), rows.num_rows))
-        generation = write_generation(config.index, rows, tokenizer=measured_by, operators=describe(operators, stage))
-    return Funnel(
-        generation=generation,
-        seen=rows.num_rows,
-        kept=rows.num_rows - sum(dropped.values()),
-        dropped={name: dropped.get(name, 0) for name in stage.names if name not in stage.off},
-        example=example,
-        buckets=_count_buckets(rows, resolutions, aspects),
-        off=stage.off,
-        shards=len(shards),
-        scored=scored,
-    )
+        scored = _score_missing(job, stage, paths, config, progress)
+        judged = partial(judge, stage=stage, source=source, count_tokens=partial(count_tokens, tokenizer))
+        runs = _judge(list(paths.values()), lambda scores: judged(annotations.join(scores)), scratch, progress)
+        annotations.check()
+        whole = Whole(stage, source, Older(config.index), scratch)
+        for rows in read_in_order(runs, scratch):
+            whole.add(rows)
+        try:
+            whole.decide()
+        except WholeError as error:
+            raise CurateError(str(error)) from error
+        tally = Tally(resolutions, aspects)
+        with new_generation(config.index, tokenizer=measured_by, operators=describe(operators, stage)) as writer:
+            for rows in whole.tables():
+                tally.add(rows)
+                writer.write(rows)
+            _check(tally, source, config)
+            progress(Progress("writing", len(shards), len(shards), tally.seen, _lost(tally)))
+        return tally.funnel(writer.id, stage, shards=len(shards), scored=scored)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for files of this run, in `folder`; those that dead runs left are removed."""
+    for orphan in folder.glob("judging-*"):
+        shutil.rmtree(orphan)
+    scratch = Path(tempfile.mkdtemp(prefix="judging-", dir=folder))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _judge(
+    paths: Sequence[Path], judged: Callable[[pa.Table], pa.Table], scratch: Path, progress: Callable[[Progress], None]
+) -> list[Run]:
+    """The samples of every score file judged by themselves, sorted, a file a shard."""
+    runs, tally = [], Tally((256,), ("1:1",))
+    for number, path in enumerate(paths):
+        scores = read_scores(path)
+        if scores is None:
+            raise CurateError(f"curate.work: {path} was written and is not there; does every node see this folder?")
+        rows = judged(scores)
+        tally.add(rows)
+        if run := write_run(rows, scratch / f"{number:08d}.arrow"):
+            runs.append(run)
+        progress(Progress("judging", number + 1, len(paths), tally.seen, _lost(tally)))
+    return runs
+
+
+def _lost(tally: Tally) -> dict[str, int]:
+    return dict(tally.dropped) | {f"failed by {name}": number for name, number in tally.failed.items()}
+
+
+def _check(tally: Tally, source: SourceConfig, config: CurateConfig) -> None:
+    """CurateError where what is kept is not worth an index."""
+    if not tally.kept:
+        raise CurateError(f"source.path: {source.path}: nothing is kept of {tally.seen} samples: {tally.lost()}")
+    broken = tally.dropped[Broken.name] / tally.seen
+    if broken > config.max_broken:
+        raise CurateError(
+            f"curate.max_broken: {broken:.1%} of {tally.seen} samples have no readable picture, more than "
+            f"{config.max_broken:.1%} ({tally.example[Broken.name]}); repair the source, or allow more"
+        )
+    _check_failed(tally.failed, tally.seen, tally.lost(), config)
+
+
+def _check_failed(failed: Mapping[str, int], samples: int, example: str, config: CurateConfig) -> None:
+    """CurateError, which names the operator, where too many samples failed."""
+    number = sum(failed.values())
+    if number > config.max_failed * samples:
+        worst = max(failed, key=lambda name: failed[name])
+        raise CurateError(
+            f"curate.max_failed: operators failed on {number / samples:.1%} of {samples} samples, more than "
+            f"{config.max_failed:.1%}; operators.{worst} on {failed[worst]} ({example}); mend it, turn it off, or "
+            "allow more; curate.retry_failed = true tries again what failed"
+        )
+
+
+def _check_exempt(source: SourceConfig, stage: Stage) -> None:
+    """CurateError where a source is exempt from an operator that there is not, or whose verdict is about its bytes."""
+    may = sorted({*stage.names, *OPT_IN} - {Broken.name})
+    for name, one in source.also.items():
+        wrong = next((operator for operator in one.exempt if operator not in may), "")
+        if wrong:
+            near = difflib.get_close_matches(wrong, may, 1)
+            said = f"did you mean {near[0]}?" if near else f"there are {', '.join(may)}"
+            raise CurateError(f"source.also.{name}.exempt: {wrong}: no operator to be exempt from; {said}")
 
 
 def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig) -> Job:
     """With absolute paths: tasks run in folders of Ray's choice."""
-    nsfw = operators.nsfw
-    if nsfw.model is not None:
-        nsfw = nsfw.model_copy(update={"model": nsfw.model.absolute()})
-    return Job(
-        source=source.absolute(),
-        operators=operators.model_copy(update={"nsfw": nsfw}),
-        scores=config.scores.absolute() / "scores",
-        batch=config.batch,
-    )
+    scores = config.scores.absolute() / "scores"
+    return Job(source=source.absolute(), operators=absolute(operators), scores=scores, batch=config.batch)
 
 
-def _scores(
-    job: Job, paths: dict[Shard, Path], config: CurateConfig, progress: Callable[[Progress], None]
-) -> tuple[pa.Table, int]:
-    """The scores of all shards as one table, and how many shards had to be scored for it."""
+def _score_missing(
+    job: Job, stage: Stage, paths: dict[Shard, Path], config: CurateConfig, progress: Callable[[Progress], None]
+) -> int:
+    """Have all score files written that are not there; how many that were."""
     for orphan in job.scores.glob("*/*.parquet.*"):
         orphan.unlink(missing_ok=True)
-    tables = {shard: read_scores(path) for shard, path in paths.items()}
-    todo = [shard for shard, table in tables.items() if table is None]
-    done, samples = len(tables) - len(todo), sum(table.num_rows for table in tables.values() if table is not None)
-    progress(Progress("scoring", done, len(tables), samples))
-    failed: list[str] = []
+    todo = {}
+    samples = 0
+    for shard, path in paths.items():
+        table = read_scores(path)
+        if table is None or (config.retry_failed and count_failed(table, stage)[0]):
+            todo[shard] = path
+        else:
+            samples += table.num_rows
+    done = len(paths) - len(todo)
+    progress(Progress("scoring", done, len(paths), samples))
+    unread: list[str] = []
+    failed: Counter[str] = Counter()
+    spoilt: list[Path] = []
+    example = ""
 
     def note(said: dict[str, Any]) -> None:
-        nonlocal done, samples
-        done, samples = done + 1, samples + said["samples"]
+        nonlocal done, samples, example
+        done, samples, example = done + 1, samples + said["samples"], example or said["example"]
         if said["error"]:
-            failed.append(f"{said['shard']}: {said['error']}")
-        progress(Progress("scoring", done, len(tables), samples))
+            unread.append(f"{said['shard']}: {said['error']}")
+        if mine := json.loads(said["failed"]):
+            failed.update(mine)
+            spoilt.append(Path(said["path"]))
+        progress(Progress("scoring", done, len(paths), samples, {f"failed by {name}": n for name, n in failed.items()}))
+        if samples >= _FEW or done == len(paths):
+            _check_failed(failed, samples, example, config)
 
-    if todo:
-        _run(job, {shard: paths[shard] for shard in todo}, config, note)
-    if failed:
-        raise CurateError(f"{len(failed)} of {len(tables)} shards cannot be read, repair them first: {failed[:3]}")
-    tables |= {shard: read_scores(paths[shard]) for shard in todo}
-    missing = [str(paths[shard]) for shard, table in tables.items() if table is None]
-    if missing:
-        raise CurateError(f"curate.work: {missing[0]} was written and is not there; does every node see this folder?")
-    return pa.concat_tables([table for table in tables.values() if table is not None]), len(todo)
+    try:
+        if todo:
+            _run(job, todo, config, note)
+    except CurateError:
+        # What failed may be mended by then: the next run asks again.
+        for path in spoilt:
+            path.unlink(missing_ok=True)
+        raise
+    if unread:
+        raise CurateError(f"{len(unread)} of {len(paths)} shards cannot be read, repair them first: {unread[:3]}")
+    return len(todo)
 
 
 def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable[[dict[str, Any]], None]) -> None:
@@ -187,9 +269,27 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-        scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
+        if runs_models(job.operators):
+            actor: Any = ShardScorer  # Ray's types know functions alone
+            how: dict[str, Any] = {"fn_constructor_args": (job.model_dump_json(),), "num_gpus": gpu_share(config)}
+            pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows))
+            scored = data.map(actor, compute=pool, num_cpus=config.cpus, **how)
+        else:
+            scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
         for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s"):
             note(said)
+
+
+def gpu_share(config: CurateConfig) -> float:
+    """The share of a GPU that a scorer asks for, on the Ray that was joined."""
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    if config.gpus and not there and config.address == "local":
+        raise CurateError(
+            f"curate.gpus: {config.gpus:g}, and this machine has no GPU; set 0, or join a cluster that has"
+        )
+    return (_GPU_SHARE if there else 0) if config.gpus is None else config.gpus
 
 
 def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iterator[dict[str, Any]]:
@@ -217,25 +317,3 @@ def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iter
         if isinstance(row, BaseException):
             raise row
         yield row
-
-
-def _dropped(rows: pa.Table) -> tuple[dict[str, int], dict[str, str]]:
-    """How many samples each operator dropped, and one of them with its reason."""
-    by = rows["dropped_by"].to_pylist()
-    example: dict[str, str] = {}
-    for name, key, reason in zip(by, rows["key"].to_pylist(), rows["reason"].to_pylist(), strict=True):
-        example.setdefault(name, f"{key}: {reason}")
-    counts = Counter(name for name in by if name)
-    example.pop("", None)
-    return dict(counts), example
-
-
-def _count_buckets(rows: pa.Table, resolutions: Sequence[int], aspects: Sequence[str]) -> dict[str, int]:
-    """Kept samples by bucket: the nearest in aspect of the largest resolution that is not above the picture's own."""
-    sizes = {size: tuple(bucket(size, aspect) for aspect in aspects) for size in sorted(resolutions)}
-    counts: Counter[Bucket] = Counter()
-    for row in rows.select(["height", "width", "kept"]).to_pylist():
-        if row["kept"]:
-            fits = [size for size in sizes if size * size <= row["height"] * row["width"]] or [min(sizes)]
-            counts[nearest(row["height"], row["width"], sizes[fits[-1]])] += 1
-    return {str(one): counts[one] for of_size in sizes.values() for one in of_size if counts[one]}

@@ -1,28 +1,32 @@
 """One compiled line of the recipe journal: which rows make which units from its first step on.
 
-A group is a stream (caption split and task) in a bucket. A slot of the plan picks its stream by weight, then the group
-inside it by size. A group's samples are an endless sequence: rows not yet seen in the open pass, then pass after pass,
-each shuffled by a keyed permutation. Stretches of the sequence are dealt by text length to units of equal cost.
+A group is a stream (caption split, task, class) in a bucket. A slot of the plan picks its stream by weight, then the
+group inside it by size. A group's samples are an endless sequence: rows not yet seen in the open pass, then pass after
+pass, each shuffled by a keyed permutation. Stretches of the sequence are dealt by text length to units of equal cost.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from producer.api.bucket import MULTIPLE, Bucket
+from producer.classes import Classes
 from producer.cost import CostModel
-from producer.interleave import Interleave
+from producer.interleave import PERIOD, Interleave
 from producer.keyed import key
 from producer.permutation import permute
-from producer.recipe import T2I, RecipeConfig, Selection
+from producer.recipe import T2I, RecipeConfig, RecipeError, Selection
 
 # Samples sorted by text length together: at least this many, and at least so many units. More make units more equal and
 # a single step dearer to compute.
 _STRETCH, _LANES = 256, 16
+
+# Streams of a recipe with classes: each has a table of half a megabyte.
+_MAX_STREAMS = 512
 
 
 class Group(NamedTuple):
@@ -32,6 +36,7 @@ class Group(NamedTuple):
     task: str
     bucket: Bucket
     samples: int
+    kind: tuple[str, ...] = ()  # its class, as producer.classes names it
 
 
 class Dealt(NamedTuple):
@@ -104,6 +109,26 @@ class Entry:
         each = self.cost(np.repeat(self.image_tokens[group], samples), found.tokens[wanted])
         costs = np.add.reduceat(each, np.cumsum(samples) - samples)
         return _by_cost(group, costs, samples, found.rows[wanted])
+
+    def mixture(self) -> dict[tuple[str, str, tuple[str, ...]], float]:
+        """Each stream's planned share of the samples, by split, task and class. The shares sum to one."""
+        units = np.concatenate(
+            [of * part.counts / PERIOD for of, part in zip(self.streams.counts, self.inside, strict=True)]
+        )
+        shares: dict[tuple[str, str, tuple[str, ...]], float] = {}
+        whole = float((units * self.samples).sum())
+        for group, share in zip(self.groups, (units * self.samples / whole).tolist(), strict=True):
+            stream = group.split, group.task, group.kind
+            shares[stream] = shares.get(stream, 0.0) + share
+        return shares
+
+    def shares(self) -> dict[str, float]:
+        """The planned share of the samples of each split, each task and each value of a class: "raw", "script=none"."""
+        found: dict[str, float] = {}
+        for (split, task, kind), share in self.mixture().items():
+            for name in (split, task, *kind):
+                found[name] = found.get(name, 0.0) + share
+        return found
 
     def used(self, step: int) -> np.ndarray:
         """Units of each group handed out before `step`: int64 [groups]."""
@@ -198,20 +223,24 @@ def compile_entry(
     `seen` holds by split the rows used in the open pass (Entry.seen), which then wait for the next one: the entry
     continues that pass; without it, it starts another.
     """
-    references = selection.references
+    references, classes = selection.references, selection.classes
+    kinds: tuple[tuple[str, ...], ...] = ((),) if classes is None else classes.names
     groups: list[Group] = []
     columns: list[tuple[int, np.ndarray, np.ndarray]] = []
     rates: list[list[float]] = []
+    streams: list[_Stream] = []
     for (index, split), task in product(enumerate(selection.splits), sorted(recipe.tasks)):
-        mine = _columns(selection, index, task, (seen or {}).get(split))
-        if not mine:
-            continue
-        samples = unit_sizes(selection, recipe, cost, task)
-        groups += [Group(split, task, selection.buckets[b], samples[b]) for b in mine]
-        columns += [(index, old, fresh) for old, fresh in mine.values()]
-        weight = recipe.splits[split] * recipe.tasks[task]
-        each = weight / sum(len(old) + len(fresh) for old, fresh in mine.values())
-        rates.append([each * (len(old) + len(fresh)) / samples[b] for b, (old, fresh) in mine.items()])
+        by_class = _columns(selection, index, task, (seen or {}).get(split))
+        samples = unit_sizes(selection, recipe, cost, task) if by_class else []
+        for kind, mine in by_class.items():
+            weight = recipe.splits[split] * recipe.tasks[task] * (1 if classes is None else float(classes.weight[kind]))
+            each = weight / sum(len(old) + len(fresh) for old, fresh in mine.values())
+            for size in sorted({samples[b] for b in mine}) if classes is not None else [0]:
+                part = {b: parts for b, parts in mine.items() if samples[b] == size or not size}
+                groups += [Group(split, task, selection.buckets[b], samples[b], kinds[kind]) for b in part]
+                columns += [(index, old, fresh) for old, fresh in part.values()]
+                rates.append([each * (len(old) + len(fresh)) / samples[b] for b, (old, fresh) in part.items()])
+                streams.append(_Stream(index, int(task != T2I), kind, size))
     counts = np.asarray([len(old) + len(fresh) for _, old, fresh in columns])
     sizes = np.asarray([group.samples for group in groups])
     lanes = np.clip(counts // (2 * sizes), 1, np.maximum(_LANES, _STRETCH // sizes))
@@ -223,7 +252,7 @@ def compile_entry(
         number=number,
         groups=tuple(groups),
         cost=cost,
-        streams=Interleave.build([sum(rate) for rate in rates]),
+        streams=_interleaved([sum(rate) for rate in rates], streams, classes),
         inside=tuple(Interleave.build(rate) for rate in rates),
         rows=np.concatenate(
             [_spread(part, t) for (_, *parts), t in zip(columns, turns.tolist(), strict=True) for part in parts]
@@ -257,17 +286,52 @@ def unit_sizes(selection: Selection, recipe: RecipeConfig, cost: CostModel, task
     return [sizes[bucket] for bucket in selection.buckets]
 
 
+class _Stream(NamedTuple):
+    """Numbers of what a stream is of. With classes, one whose units have two sizes is two of them."""
+
+    split: int
+    task: int
+    kind: int
+    samples: int
+
+
+def _interleaved(rates: list[float], streams: list[_Stream], classes: Classes | None) -> Interleave:
+    """The sequence of streams. With classes there are many: then each, each split and each value is kept even."""
+    if classes is None:
+        return Interleave.build(rates)
+    whole = {stream[:3] for stream in streams}
+    if len(streams) > _MAX_STREAMS:
+        raise RecipeError(
+            f"recipe.classes: {len(classes.names)} classes that have rows make {len(whole)} streams of a split, a task "
+            f"and a class, {len(streams)} by size of unit; at most {_MAX_STREAMS} can be mixed: give fewer tags or "
+            "values a weight"
+        )
+    split, task, kind, samples = zip(*streams, strict=True)
+    one = [sorted(whole).index(stream[:3]) for stream in streams]
+    marks = np.stack([np.asarray(mark) for mark in (one, split, task, *classes.value[:, kind])])
+    return Interleave.balanced(rates, samples, marks)
+
+
 def _columns(
     selection: Selection, split: int, task: str, seen: np.ndarray | None
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """By bucket: the rows of a split and task to train on, those seen and those not."""
+) -> dict[int, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """By class, then by bucket: the rows of a split and task to train on, those seen and those not."""
     used = (selection.tokens[split] >= 0) & ~selection.held_out
     rows = np.flatnonzero(used if selection.references is None else used & selection.of_task(task))
     fresh = np.ones(len(rows), bool) if seen is None else ~np.isin(rows, seen)
-    buckets = len(selection.buckets)
-    place = selection.bucket[rows] + buckets * fresh.astype(np.int16)
-    parts = np.split(rows[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place, minlength=2 * buckets))[:-1])
-    return {b: (parts[b], parts[buckets + b]) for b in range(buckets) if len(parts[b]) + len(parts[buckets + b])}
+    buckets, place = len(selection.buckets), selection.bucket[rows]
+    if selection.classes is not None:
+        place = selection.classes.row[rows].astype(np.int32) * buckets + place
+    cells = buckets * (1 if selection.classes is None else len(selection.classes.names))
+    # Of 16 bits, which are sorted in linear time, as far as these reach.
+    kind: type[np.signedinteger[Any]] = np.int16 if 2 * cells <= 2**15 else np.int32
+    place = np.asarray(place, kind) + cells * fresh.astype(kind)
+    parts = np.split(rows[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place, minlength=2 * cells))[:-1])
+    found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for cell in range(cells):
+        if len(parts[cell]) + len(parts[cells + cell]):
+            found.setdefault(cell // buckets, {})[cell % buckets] = parts[cell], parts[cells + cell]
+    return found
 
 
 def _turns(counts: np.ndarray, stretch: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,19 @@ import pyarrow.parquet as pq
 from producer.digest import hash_file
 from producer.lock import exclusive
 
-VERSION = 2
+VERSION = 3
+# Rows written at a time: about 16 MB of them are in memory.
+ROW_GROUP = 1 << 14
 
-CAPTION = pa.struct([("split", pa.string()), ("text", pa.string()), ("tokens", pa.int32())])
+CAPTION = pa.struct(
+    [
+        ("split", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),  # of the caption alone, without template or special tokens
+        ("kept", pa.bool_()),  # whether it may be trained on
+        ("reason", pa.string()),  # why not, the operator's name first; "" if it may
+    ]
+)
 REFERENCE = pa.struct(
     [
         ("member", pa.string()),  # the picture's name inside the sample's shard
@@ -49,7 +60,7 @@ _FACTS = [
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the image's bytes
     ("phash", pa.uint64()),  # perceptual hash; 0 if unreadable
-    ("captions", pa.list_(CAPTION)),  # tokens: of the caption alone, without template or special tokens
+    ("captions", pa.list_(CAPTION)),  # by split
     ("references", pa.list_(REFERENCE)),  # pictures that an edit starts from; none for text to image
     ("cluster", pa.string()),  # key of the duplicate cluster's representative; its own when alone
 ]
@@ -67,11 +78,21 @@ class IndexFormatError(ValueError):
     """An index, or one generation of it, is missing, damaged or of another version."""
 
 
-def schema(operators: Sequence[str]) -> pa.Schema:
-    """The columns of a generation judged by `operators`; score and verdict are null where not judged."""
+def schema(operators: Mapping[str, Any] | Sequence[str]) -> pa.Schema:
+    """The columns of a generation judged by `operators`; score and verdict are null where not judged.
+
+    What is said of an operator under "of" decides its columns: "captions" has a score for each caption of a row, "tag"
+    has one string, tag.NAME, and neither score nor verdict. Anything else has one score.
+    """
+    said = operators if isinstance(operators, Mapping) else {name: {} for name in operators}
     judged: list[tuple[str, pa.DataType]] = []
-    for name in operators:
-        judged += [(f"score.{name}", pa.float64()), (f"verdict.{name}", pa.bool_()), (f"reason.{name}", pa.string())]
+    for name, about in said.items():
+        kind = about.get("of") if isinstance(about, Mapping) else None
+        if kind == "tag":
+            judged.append((f"tag.{name}", pa.string()))
+            continue
+        score = pa.list_(pa.float64()) if kind == "captions" else pa.float64()
+        judged += [(f"score.{name}", score), (f"verdict.{name}", pa.bool_()), (f"reason.{name}", pa.string())]
     return pa.schema([*_FACTS, *judged, *_DECISION])
 
 
@@ -88,12 +109,9 @@ class Index:
     @classmethod
     def open(cls, path: Path, generation: str = "latest") -> "Index":
         """The generation called `generation` (a folder's name) of the index at `path`, its hash checked."""
-        folder = _latest(path) if generation == "latest" else path / generation
-        if folder is None:
-            raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
-        said = _verified(folder)
+        folder, said = described(path, generation)
         table = pq.read_table(folder / "rows.parquet", memory_map=True)
-        expected = schema(list(said["operators"]))
+        expected = schema(said["operators"])
         if not table.schema.equals(expected) or table.num_rows != said["rows"]:
             raise IndexFormatError(
                 f"{folder}: {table.num_rows} rows of {table.schema.names}, "
@@ -102,37 +120,84 @@ class Index:
         return cls(folder, said["id"], table, said["tokenizer"], said["operators"])
 
 
+def described(path: Path, generation: str = "latest") -> tuple[Path, dict[str, Any]]:
+    """The folder of the generation called `generation` and its generation.json; its rows are verified, and not read."""
+    folder = _latest(path) if generation == "latest" else path / generation
+    if folder is None:
+        raise IndexFormatError(f"{path}: holds no generation; run launch/curate.py first")
+    return folder, _verified(folder)
+
+
 def write_generation(path: Path, table: pa.Table, *, tokenizer: str, operators: dict[str, Any]) -> str:
-    """Publish `table` as the next generation of the index at `path` and return its id.
+    """Publish `table` as the next generation of the index at `path` and return its id; see `new_generation`."""
+    with new_generation(path, tokenizer=tokenizer, operators=operators) as writer:
+        writer.write(table)
+    return writer.id
+
+
+@contextmanager
+def new_generation(path: Path, *, tokenizer: str, operators: dict[str, Any]) -> Iterator["Writer"]:
+    """Publish what the block writes as the next generation of the index at `path`; nothing if the block fails.
 
     `tokenizer` is the fingerprint behind the token lengths; `operators` says of each operator what made its verdicts
     (JSON values). Where the latest generation already is this one, nothing is written.
     """
-    expected = schema(list(operators))
-    if not table.schema.equals(expected):
-        raise IndexFormatError(f"{path}: columns {table.schema.names} differ from {expected.names}")
-    _check_keys(path, table["key"])
     with exclusive(path / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         # Under the lock, whatever is still aside was left by a writer that died.
         for orphan in path.glob(".writing-*"):
             shutil.rmtree(orphan)
         aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path))
         try:
-            return _publish(path, aside, table, tokenizer, operators)
+            writer = Writer(path, aside, schema(operators))
+            try:
+                yield writer
+            finally:
+                writer.close()
+            writer.id = _publish(path, aside, writer.rows, tokenizer, operators)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _publish(path: Path, aside: Path, table: pa.Table, tokenizer: str, operators: dict[str, Any]) -> str:
-    pq.write_table(table, aside / "rows.parquet", compression="zstd", write_page_checksum=True)
+class Writer:
+    """The rows of a new generation, in the order of their keys, written as they come."""
+
+    id: str  # of the generation, once it is published
+
+    def __init__(self, path: Path, aside: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._file = pq.ParquetWriter(aside / "rows.parquet", schema, compression="zstd", write_page_checksum=True)
+        self._last: str | None = None
+        self.rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Append `table`, in row groups of ROW_GROUP; all but the last call with a multiple of it."""
+        if not table.schema.equals(self._schema):
+            raise IndexFormatError(f"{self._path}: columns {table.schema.names} differ from {self._schema.names}")
+        self._check_keys(table["key"])
+        self._file.write_table(table, row_group_size=ROW_GROUP)
+        self.rows += table.num_rows
+
+    def _check_keys(self, keys: pa.ChunkedArray) -> None:
+        if not len(keys):
+            return
+        whole = pa.concat_arrays([pa.array([self._last], pa.string()), *keys.chunks])
+        wrong = pc.indices_nonzero(pc.invert(pc.less(whole[:-1], whole[1:])))
+        if len(wrong):
+            row = wrong[0].as_py()
+            raise IndexFormatError(
+                f"{self._path}: rows must be sorted by unique keys; "
+                f"row {self.rows + row - 1} is {whole[row]}, the next {whole[row + 1]}"
+            )
+        self._last = whole[-1].as_py()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+def _publish(path: Path, aside: Path, rows: int, tokenizer: str, operators: dict[str, Any]) -> str:
     digest = hash_file(aside / "rows.parquet")
-    said = {
-        "version": VERSION,
-        "rows": table.num_rows,
-        "sha256": digest,
-        "tokenizer": tokenizer,
-        "operators": operators,
-    }
+    said = {"version": VERSION, "rows": rows, "sha256": digest, "tokenizer": tokenizer, "operators": operators}
     said["id"] = _id(said)
     latest = _latest(path)
     if latest is not None and _holds(latest, str(said["id"])):
@@ -146,16 +211,17 @@ def _publish(path: Path, aside: Path, table: pa.Table, tokenizer: str, operators
     return str(said["id"])
 
 
-def _check_keys(path: Path, keys: pa.ChunkedArray) -> None:
-    if len(keys) < 2:
-        return
-    whole = keys.combine_chunks()
-    wrong = pc.indices_nonzero(pc.invert(pc.less(whole[:-1], whole[1:])))
-    if len(wrong):
-        row = wrong[0].as_py()
-        raise IndexFormatError(
-            f"{path}: rows must be sorted by unique keys; row {row} is {whole[row]}, the next {whole[row + 1]}"
-        )
+def generations(path: Path) -> list[tuple[int, Path]]:
+    """Number and folder of every whole generation of this version, from the oldest."""
+    found = [entry for entry in path.iterdir() if _NAME.fullmatch(entry.name)] if path.is_dir() else []
+    return [(_number(entry), entry) for entry in sorted(found, key=_number) if _is_whole(entry)]
+
+
+def _is_whole(generation: Path) -> bool:
+    try:
+        return bool(_verified(generation))
+    except IndexFormatError:
+        return False
 
 
 def latest(path: Path) -> str | None:

@@ -23,7 +23,7 @@ from producer.api.bucket import Bucket
 from producer.api.deal import deal
 from producer.api.unit import UnitId
 from producer.cost import CostModel
-from producer.entry import Entry, compile_entry, unit_sizes
+from producer.entry import Entry, Group, compile_entry, unit_sizes
 from producer.recipe import T2I, RecipeConfig, Selection, select
 
 # Counts up with every change that makes another order of the same inputs, so that two releases never mix their units.
@@ -47,6 +47,7 @@ class UnitPlan:
     task: str
     rows: np.ndarray
     plan: str = ""
+    kind: tuple[str, ...] = ()  # its class; what is validated on is of all classes
 
 
 class Terms(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -69,7 +70,7 @@ class Terms(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     def body(self) -> dict[str, Any]:
         """As JSON values."""
-        return dict(self.model_dump(mode="json"))
+        return {"recipe": self.recipe.said(), **self.model_dump(mode="json", exclude={"recipe"})}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,17 +173,15 @@ class Plan:
         dealt = part.entry.deal(step)
         plans = []
         for number, group in enumerate(dealt.groups.tolist()):
-            split, task, bucket, _ = part.entry.groups[group]
+            split, task, bucket, _, kind = part.entry.groups[group]
             rows = dealt.rows[dealt.starts[number] : dealt.starts[number + 1]]
-            plans.append(UnitPlan(UnitId("train", step, number), bucket, split, task, rows, part.id))
+            plans.append(UnitPlan(UnitId("train", step, number), bucket, split, task, rows, part.id, kind))
         return plans
 
     def passes(self, step: int) -> dict[str, float]:
-        """How often each group, written "split bucket" or "split ti2i bucket", was gone through before `step`."""
+        """How often each group, "split bucket", was gone through before `step`; an edit's task and a class between."""
         entry = self.entry(step)
-        counts = entry.passes(step).tolist()
-        names = (f"{g.split} {g.bucket}" if g.task == T2I else f"{g.split} {g.task} {g.bucket}" for g in entry.groups)
-        return dict(zip(names, counts, strict=True))
+        return dict(zip(map(_name, entry.groups), entry.passes(step).tolist(), strict=True))
 
     def seen(self, step: int) -> dict[str, np.ndarray]:
         """By split, the rows used in their group's open pass before `step`, of the last part: sorted, int64.
@@ -194,12 +193,7 @@ class Plan:
         passes = part.entry.passes(step)
         for split, rows in part.waiting.items():
             left_out = rows[~_used(part.selection, split, rows)]
-            over = np.zeros((2, len(part.selection.buckets) + 1), bool)
-            for group, count in zip(part.entry.groups, passes.tolist(), strict=True):
-                if group.split == split and count >= 1:
-                    over[int(group.task != T2I), part.selection.buckets.index(group.bucket)] = True
-            edits = (~part.selection.of_task(T2I)[left_out]).astype(np.int64)
-            kept = left_out[~over[edits, part.selection.bucket[left_out]]]
+            kept = left_out[~_over(part, split, passes, left_out)]
             found[split] = np.union1d(found.get(split, kept[:0]), kept)
         return found
 
@@ -208,7 +202,7 @@ class Plan:
         part = self.parts[-1]
         used, sizes = part.entry.used(step).tolist(), part.entry.sizes.tolist()
         groups = [
-            [g.split, g.task, str(g.bucket), g.samples, size, int(old), count]
+            [g.split, g.task, str(g.bucket), g.samples, size, int(old), count, *g.kind]
             for g, size, old, count in zip(part.entry.groups, sizes, part.entry.old, used, strict=True)
         ]
         return hashlib.sha256(json.dumps([ORDER, part.id, step, groups]).encode()).hexdigest()[:16]
@@ -240,6 +234,23 @@ class Plan:
 def _identity(index: str, recipe: RecipeConfig, seed: int, cost: CostModel) -> str:
     made_from = [ORDER, index, recipe.identity(), seed, cost]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _name(group: Group) -> str:
+    return " ".join([group.split, *([] if group.task == T2I else [group.task]), *group.kind, str(group.bucket)])
+
+
+def _over(part: Part, split: str, passes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which of `rows` are of a group of `split` that has begun another pass; without a bucket or class, of none."""
+    selection, buckets = part.selection, part.selection.buckets
+    kinds = ((),) if selection.classes is None else selection.classes.names
+    over = np.zeros((2, len(kinds) + 1, len(buckets) + 1), bool)
+    for group, count in zip(part.entry.groups, passes.tolist(), strict=True):
+        if group.split == split and count >= 1:
+            over[int(group.task != T2I), kinds.index(group.kind), buckets.index(group.bucket)] = True
+    edits = (~selection.of_task(T2I)[rows]).astype(np.int64)
+    kind = 0 if selection.classes is None else selection.classes.row[rows]
+    return np.asarray(over[edits, kind, selection.bucket[rows]])
 
 
 def _used(selection: Selection, split: str, rows: np.ndarray) -> np.ndarray:

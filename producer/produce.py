@@ -113,10 +113,11 @@ class UnitMaker:
     def __init__(self, job: EncodeJob) -> None:
         """Open everything; each part raises its own error. Loading the encoders takes a while."""
         index = Index.open(job.index, job.generation)
+        job.source.require(index.table["source"].unique().to_pylist())
         # By plan: the rows that its row numbers are of. Another recipe may be over another generation.
         self._tables: dict[str, pa.Table] = {}
         self._plan = Plan(index.id, index.table, job.recipe, seed=job.seed, cost=CostModel(*job.cost))
-        self._source = open_source(job.source)
+        self._settings, self._source = job.source, open_source(job.source)
         self._rejects = Rejects(job.rejects)
         self._cache = LatentCache(job.cache)
         self._stages = Stages()
@@ -129,14 +130,8 @@ class UnitMaker:
         self._stages.clear()
         self._tables[self._plan.id] = index.table.select(_COLUMNS)
         terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
-        self._offer = Welcome(
-            self._plan.id,
-            self._plan.units,
-            len(self._plan.validation),
-            self._encoder.fingerprint,
-            terms=json.dumps(terms.body()),
-            balance=predicted(self._plan),
-        )
+        plan, said = self._plan, {"terms": json.dumps(terms.body()), "balance": predicted(self._plan)}
+        self._offer = Welcome(plan.id, plan.units, len(plan.validation), self._encoder.fingerprint, **said)
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads
         self._start()
@@ -200,10 +195,11 @@ class UnitMaker:
     def adopt(self, line: Line) -> None:
         """Compile another entry of the recipe journal.
 
-        PlanError, RecipeError, IndexFormatError or EncoderError says why it does not fit.
+        PlanError, RecipeError, IndexFormatError, SourceError or EncoderError says why it does not fit.
         """
         terms = Terms.of(line.body)
         index = Index.open(terms.index, terms.generation)
+        self._settings.require(index.table["source"].unique().to_pylist())
         buckets = terms.recipe.all_buckets
         if buckets - self._buckets or terms.recipe.reference:
             # What does not fit must not be begun; units of the steps before still are.

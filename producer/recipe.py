@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,14 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from producer.api.bucket import ASPECTS, Bucket, bucket
+from producer.classes import Classes, sort_rows
 from producer.keyed import of_strings
 from producer.reference import tokens as reference_tokens
 
 # Not the run's seed: every run and every recipe must hold out the same samples, or what one held out the next trained.
 _HELD_OUT_SALT = 0x48454C44
+
+# Of recipe.classes; each that has rows is a stream of its own for every split and task.
+_MAX_CLASSES = 4096
 
 
 # Tasks: text to image, and edits, which start from reference pictures.
@@ -53,6 +58,7 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     samples: int = Field(default=16, ge=1)  # in a unit of the smallest resolution; larger ones hold fewer, at one cost
     splits: dict[str, float] = {"raw": 1.0}  # caption split -> weight; of several captions in a split, the first
     tasks: dict[str, float] = {T2I: 1.0}  # -> weight, times the split's; ti2i: with references
+    classes: dict[str, dict[str, float]] = {}  # tag -> value -> weight, times the split's and the task's; 0: none
     reference_resolution: int = Field(default=1024, ge=32)  # pixels: its square is the area the VAE sees of a reference
     thresholds: dict[str, Threshold] = {}  # operator -> bounds, beyond the index's own verdicts
     max_text_tokens: int = Field(default=1024, ge=1)  # of a caption; longer ones are not used
@@ -60,6 +66,16 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     validation_samples: int = Field(default=0, ge=0)  # held out, as a number ...
     validation_share: float = Field(default=0.0, ge=0, lt=1)  # ... or as a share of the duplicate clusters
     max_imbalance: float = Field(default=0.25, gt=0)  # the costliest rank over the mean, less one
+
+    @field_validator("classes")
+    @classmethod
+    def _weighed(cls, classes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Without the values, and the tags, that a file laid over another takes out again by a weight of 0."""
+        for tag, weights in classes.items():
+            if not weights or not all(0 <= weight < math.inf for weight in weights.values()):
+                raise ValueError(f"recipe.classes.{tag}: {weights}; name at least one value, and give each a weight")
+        left = {tag: {value: weight for value, weight in of.items() if weight} for tag, of in classes.items()}
+        return {tag: weights for tag, weights in left.items() if weights}
 
     @model_validator(mode="after")
     def _fits(self) -> "RecipeConfig":
@@ -72,6 +88,12 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
             raise ValueError(f"recipe.splits: {self.splits}; name at least one split, and give each a positive weight")
         if not self.tasks or self.tasks.keys() - {T2I, TI2I} or min(self.tasks.values()) <= 0:
             raise ValueError(f"recipe.tasks: {self.tasks}; name t2i, ti2i or both, and give each a positive weight")
+        classes = math.prod(map(len, self.classes.values()))
+        if classes > _MAX_CLASSES:
+            raise ValueError(
+                f"recipe.classes: {classes} combinations of {', '.join(self.classes)}; at most {_MAX_CLASSES} can be "
+                "mixed: give fewer tags or fewer values a weight"
+            )
         if self.validation_samples and self.validation_share:
             raise ValueError(
                 f"recipe.validation_samples: {self.validation_samples} and validation_share "
@@ -82,7 +104,11 @@ class RecipeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     def identity(self) -> dict[str, Any]:
         """What the plan's order follows from, as JSON values. Recipes without edits keep the one they always had."""
         edits = {"tasks", "reference_resolution"} if self.tasks == {T2I: 1.0} else set()
-        return self.model_dump(mode="json", exclude=edits)
+        return {name: value for name, value in self.said().items() if name not in edits}
+
+    def said(self) -> dict[str, Any]:
+        """All of it, as JSON values. Without classes not a word of them: a journal goes on as it always was."""
+        return self.model_dump(mode="json", exclude=set() if self.classes else {"classes"})
 
     def buckets(self, resolution: int) -> list[Bucket]:
         """The buckets of one resolution, in the order of `aspects`; small sizes may give two aspects one bucket."""
@@ -118,6 +144,7 @@ class Selection:
     held_below: int  # clusters whose hash is below are held out
     counts: dict[str, dict[str, int]]  # split -> outcome -> rows; the outcomes of a split sum to the index's rows
     references: np.ndarray | None = None  # int32: tokens that references add to a row, 0 without; none: no row has any
+    classes: Classes | None = None  # of the rows; none: the recipe has no classes
 
     def of_task(self, task: str) -> np.ndarray:
         """bool: the rows that are samples of `task`, used or not."""
@@ -141,16 +168,17 @@ def select(
         for task in (T2I, TI2I):
             if task not in recipe.tasks:
                 outcome.require((references > 0) == (task == T2I), f"{task}, which recipe.tasks gives no weight")
-    for name, threshold in recipe.thresholds.items():
-        _bound(table, name, threshold, outcome)
+    bounded = {name: _score(table, name) for name in recipe.thresholds}
+    of_captions = {name: score for name, score in bounded.items() if pa.types.is_list(score.type)}
+    for name in (name for name in bounded if name not in of_captions):
+        _bound(_floats(bounded[name]), name, recipe.thresholds[name], outcome)
+    classes = _classes(table, recipe, outcome)
     buckets = tuple(dict.fromkeys(b for size in recipe.resolutions for b in recipe.buckets(size)))
     place = _place(_numbers(table["height"]), _numbers(table["width"]), buckets, recipe)
     outcome.require(place >= 0, "too small for every bucket")
-    tokens = np.stack([_caption_tokens(table["captions"], split) for split in recipe.splits])
-    outcomes = [outcome.copy() for _ in recipe.splits]
-    for mine, length in zip(outcomes, tokens, strict=True):
-        mine.require(length >= 0, "no such caption")
-        mine.require(length <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
+    words = [_Captions.of(table["captions"], split) for split in recipe.splits]
+    tokens = np.stack([mine.tokens for mine in words])
+    outcomes = [_speak(outcome.copy(), mine, of_captions, recipe) for mine in words]
     usable = np.stack([mine.passed for mine in outcomes])
     held_out, validation, below = _hold_out(table["cluster"], np.logical_or.reduce(usable), recipe, bound, also)
     for mine in outcomes:
@@ -160,12 +188,43 @@ def select(
             raise RecipeError(f"recipe.splits.{split}: leaves nothing to train on of the index's rows: {mine.counts}")
     counts = {split: mine.summary() for split, mine in zip(recipe.splits, outcomes, strict=True)}
     tokens, splits = np.where(usable, tokens, -1), tuple(recipe.splits)
-    selection = Selection(buckets, place, splits, tokens, held_out, validation, below, counts, references)
-    trained = np.logical_or.reduce(usable) & ~held_out
+    selection = Selection(buckets, place, splits, tokens, held_out, validation, below, counts, references, classes)
+    _require_each(selection, table, recipe, np.logical_or.reduce(usable) & ~held_out)
+    return selection
+
+
+def _classes(table: pa.Table, recipe: RecipeConfig, outcome: "_Outcomes") -> Classes | None:
+    if not recipe.classes:
+        return None
+    classes, without = sort_rows(table, recipe.classes)
+    for rows, reason in without:
+        outcome.require(~rows, reason)
+    return classes
+
+
+def _require_each(selection: Selection, table: pa.Table, recipe: RecipeConfig, trained: np.ndarray) -> None:
+    """RecipeError or ClassError unless each task and class with a weight has rows among `trained` (bool)."""
     for task in recipe.tasks:
         if not (selection.of_task(task) & trained).any():
-            raise RecipeError(f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {counts}")
-    return selection
+            said = f"recipe.tasks.{task}: leaves nothing to train on of the index's rows: {selection.counts}"
+            raise RecipeError(said)
+    if selection.classes is not None:
+        selection.classes.require_each(trained, table, recipe.classes)
+
+
+def _speak(
+    outcome: "_Outcomes", captions: "_Captions", scores: dict[str, pa.ChunkedArray], recipe: RecipeConfig
+) -> "_Outcomes":
+    """`outcome` of a split, after what its captions and their `scores` by operator say."""
+    outcome.require(captions.tokens >= 0, "no such caption")
+    outcome.require(captions.kept, "caption not kept by curation")
+    outcome.require(captions.tokens <= recipe.max_text_tokens, f"caption above {recipe.max_text_tokens} tokens")
+    for name, all_scores in scores.items():
+        score = captions.take(all_scores)
+        # An operator that judges none of a split, as those of raw captions do of others, does not bound it.
+        if not np.isnan(score).all():
+            _bound(score, name, recipe.thresholds[name], outcome)
+    return outcome
 
 
 class _Outcomes:
@@ -190,7 +249,8 @@ class _Outcomes:
         return {"used": int(np.count_nonzero(self.passed)), **self.counts}
 
 
-def _bound(table: pa.Table, name: str, threshold: Threshold, outcome: _Outcomes) -> None:
+def _score(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The scores that recipe.thresholds bounds by `name`."""
     if f"score.{name}" not in table.column_names:
         known = [column.removeprefix("score.") for column in table.column_names if column.startswith("score.")]
         near = difflib.get_close_matches(name, known, 1)
@@ -198,7 +258,10 @@ def _bound(table: pa.Table, name: str, threshold: Threshold, outcome: _Outcomes)
             f"recipe.thresholds.{name}: no such operator in the index; "
             + (f"did you mean {near[0]}?" if near else f"it has {known}")
         )
-    score = np.asarray(pc.fill_null(table[f"score.{name}"], np.nan), np.float64)
+    return table[f"score.{name}"]
+
+
+def _bound(score: np.ndarray, name: str, threshold: Threshold, outcome: _Outcomes) -> None:
     outcome.require(~np.isnan(score), f"{name} not judged")
     if threshold.min is not None:
         outcome.require(score >= threshold.min, f"{name} below {threshold.min:g}")
@@ -229,18 +292,34 @@ def _nearest(height: np.ndarray, width: np.ndarray, buckets: list[Bucket]) -> np
     return np.searchsorted(np.asarray(bounds), aspect * aspect)
 
 
-def _caption_tokens(captions: pa.ChunkedArray, split: str) -> np.ndarray:
-    """Tokens of each row's first caption of `split`, -1 where it has none: int32."""
-    tokens = np.full(len(captions), -1, np.int32)
-    start = 0
-    for chunk in captions.chunks:
-        parent = np.asarray(pc.list_parent_indices(chunk))
-        flat = pc.list_flatten(chunk)
-        at = np.flatnonzero(_flags(pc.equal(flat.field("split"), split)))
-        rows, first = np.unique(parent[at], return_index=True)
-        tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
-        start += len(chunk)
-    return tokens
+@dataclass(frozen=True, eq=False)
+class _Captions:
+    """Each row's first caption of a split."""
+
+    tokens: np.ndarray  # int32, -1 where it has none
+    kept: np.ndarray  # bool: curation keeps it
+    place: np.ndarray  # int64: its number among all captions of all rows, -1 where there is none
+
+    @classmethod
+    def of(cls, captions: pa.ChunkedArray, split: str) -> "_Captions":
+        tokens, kept = np.full(len(captions), -1, np.int32), np.zeros(len(captions), bool)
+        place = np.full(len(captions), -1, np.int64)
+        start = before = 0
+        for chunk in captions.chunks:
+            parent = np.asarray(pc.list_parent_indices(chunk))
+            flat = pc.list_flatten(chunk)
+            at = np.flatnonzero(_flags(pc.equal(flat.field("split"), split)))
+            rows, first = np.unique(parent[at], return_index=True)
+            tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
+            kept[start + rows] = _flags(flat.field("kept"))[at[first]]
+            place[start + rows] = before + at[first]
+            start, before = start + len(chunk), before + len(flat)
+        return cls(tokens, kept, place)
+
+    def take(self, scores: pa.ChunkedArray) -> np.ndarray:
+        """Of `scores`, a list a row with one for each caption: this caption's, NaN where there is none: float64."""
+        flat = _floats(pc.list_flatten(scores))
+        return np.where(self.place >= 0, np.append(flat, np.nan)[self.place], np.nan)
 
 
 def _references(references: pa.ChunkedArray, area: int) -> np.ndarray | None:
@@ -285,6 +364,10 @@ def _hold_out(
 
 def _flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(pc.fill_null(column, False), bool)
+
+
+def _floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray(pc.fill_null(column, np.nan), np.float64)
 
 
 def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

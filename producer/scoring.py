@@ -1,36 +1,41 @@
 """Scores of one shard: what a task does, and the file it leaves.
 
 A shard's samples are decoded once, in fixed batches, and every operator that judges single samples sees them. The file
-is written aside and renamed, and named by everything its content depends on: a file that is there is never wrong.
+is written aside and renamed, and named by everything its content depends on: a file that is there is never wrong. What
+a file of other operators says already is taken from there, so that a new operator is the only one that works.
+
+An operator that raises costs the samples it raises on: the batch is tried again sample by sample, and who failed, and
+why, is in the file.
 """
 
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from producer.index import REFERENCE
-from producer.operator.judgement import SIDE, Picture, Sample
+from producer.operator.judgement import FINE, SIDE, Picture, Sample, Score, what_failed
 from producer.operator.near_duplicate import hash_pixels
-from producer.operator.stage import OperatorsConfig, Stage, build_stage, scoring
+from producer.operator.stage import OperatorsConfig, Stage, build_stage, scored_by, scoring
 from producer.picture import Limits, PictureError, decode, decode_turned
 from producer.reference import NARROWEST
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import Place, RawSample, Reader, Shard, SourceError, UnreadableError
 
 # Counts up with every change of what a score file holds.
-_VERSION = 2
+_VERSION = 4
 
 _CAPTION = pa.struct([("split", pa.string()), ("text", pa.string())])
 _FACTS = [
@@ -44,9 +49,14 @@ _FACTS = [
     ("sha256", pa.string()),
     ("phash", pa.uint64()),
     ("dhash", pa.uint64()),
+    ("phash_mirror", pa.uint64()),  # of the mirrored picture
+    ("dhash_mirror", pa.uint64()),
     ("captions", pa.list_(_CAPTION)),
     ("references", pa.list_(REFERENCE)),
 ]
+
+
+Answer = TypeVar("Answer")
 
 
 class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -60,7 +70,8 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
 
 def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
     """Where the scores of `shard` by the operators of `fingerprint` are kept."""
-    content = json.dumps([*job.source.identity(), shard.name, shard.stamp, shard.members])
+    _, source = job.source.of(shard.name)
+    content = json.dumps([*source.identity(), shard.name, shard.stamp, shard.members])
     return job.scores / fingerprint[:16] / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet"
 
 
@@ -79,24 +90,59 @@ def read_scores(path: Path) -> pa.Table | None:
 
 
 def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
-    """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not."""
+    """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not.
+
+    "failed" is a JSON object of samples by the operator that raised on them; "example" is one of them with its reason.
+    """
     cv2.setNumThreads(1)
     shard = Shard(*json.loads(row["shard"]))
     shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes), references=tuple(shard.references))
-    reader, stage, batch = _opened(job)
+    settings, reader, stage = _opened(job)
+    said: dict[str, Any] = {"shard": shard.name, "path": row["path"]}
     try:
-        table = _score(reader, shard, stage, batch)
+        table = _score(reader, shard, stage, settings, Path(row["path"]))
         write_scores(table, Path(row["path"]))
     except (SourceError, OSError) as error:
-        return {"shard": shard.name, "samples": 0, "error": str(error)}
-    return {"shard": shard.name, "samples": table.num_rows, "error": ""}
+        return {
+            "shard": shard.name,
+            "path": row["path"],
+            "samples": 0,
+            "failed": "{}",
+            "example": "",
+            "error": str(error),
+        }
+    failed, example = count_failed(table, stage)
+    said = {"failed": json.dumps(failed), "example": example, "error": ""}
+    return {"shard": shard.name, "path": row["path"], "samples": table.num_rows, **said}
+
+
+def count_failed(table: pa.Table, stage: Stage) -> tuple[dict[str, int], str]:
+    """Samples of a score file on which operators raised, by operator, and one of them."""
+    counts, example = dict[str, int](), ""
+    for name in stage.scored:
+        failed = table.filter(pc.not_equal(table[f"failed.{name}"], ""))
+        if failed.num_rows:
+            counts[name] = failed.num_rows
+            example = example or f"{failed['key'][0].as_py()}: {failed[f'failed.{name}'][0].as_py()}"
+    return counts, example
+
+
+class ShardScorer:
+    """`score_shard` as an actor: Ray keeps it for many shards, and so the models that it loads with the first."""
+
+    def __init__(self, job: str) -> None:
+        """`job` is that of `score_shard`."""
+        self._job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return score_shard(row, self._job)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(job: str) -> tuple[Reader, Stage, int]:
+def _opened(job: str) -> tuple[Job, Reader, Stage]:
     """Once a worker process, so that models are loaded once."""
     settings = Job.model_validate_json(job, strict=True)
-    return open_source(settings.source), build_stage(settings.operators), settings.batch
+    return settings, open_source(settings.source), build_stage(settings.operators)
 
 
 def write_scores(table: pa.Table, path: Path) -> None:
@@ -110,25 +156,120 @@ def write_scores(table: pa.Table, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _score(reader: Reader, shard: Shard, stage: Stage, batch: int) -> pa.Table:
-    judged = [(f"{kind}.{one.name}", type) for one in stage.single for kind, type in _JUDGED]
+def _score(reader: Reader, shard: Shard, stage: Stage, job: Job, path: Path) -> pa.Table:
+    """The scores of `shard`: what other score files of it know, and the rest by asking."""
+    by = scored_by(job.operators, stage)
+    by = {name: hashlib.sha256(f"{_VERSION} {job.batch} {said}".encode()).hexdigest()[:32] for name, said in by.items()}
+    known = _known(job, path, stage, by)
+    missing = [name for name in by if name not in known]
+    if missing:
+        fresh = _ask(reader, shard, stage.only(missing), job.batch)
+        for name in known:
+            # Of a shard with this name and stamp; still, a column of another length would be misread.
+            if known[name].num_rows != fresh.num_rows:
+                fresh, known = _ask(reader, shard, stage, job.batch), {}
+                break
+    columns = {name: fresh[name] for name in fresh.column_names} if missing else {}
+    for table in known.values():
+        columns |= {name: table[name] for name in table.column_names if name not in columns}
+    shape = score_schema(stage)
+    metadata = {f"{_SCORED_BY}{name}": said for name, said in by.items()}
+    return pa.table([columns[name] for name in shape.names], schema=shape).replace_schema_metadata(metadata)
+
+
+# Before an operator's name, in a score file's metadata, of what its columns depend on.
+_SCORED_BY = "scored by "
+
+
+def _known(job: Job, path: Path, stage: Stage, by: dict[str, str]) -> dict[str, pa.Table]:
+    """By operator, its columns in score files that lie beside `path`, of the same shard; without failed samples."""
+    found: dict[str, pa.Table] = {}
+    for other in sorted(job.scores.glob(f"*/{path.name}")):
+        try:
+            said = pq.read_schema(other).metadata or {}
+        except (OSError, pa.ArrowException):
+            continue
+        shared = [name for name in by if said.get(f"{_SCORED_BY}{name}".encode()) == by[name].encode()]
+        if set(shared) <= found.keys() or (table := read_scores(other)) is None:
+            continue
+        failed, _ = count_failed(table, stage.only(shared))
+        for name in shared:
+            if name not in failed and name not in found:
+                found[name] = table.select([column for column in table.column_names if _owner(column) == name])
+    return found
+
+
+def _owner(column: str) -> str:
+    """The operator whose column it is, "" for a fact."""
+    kind, _, name = column.partition(".")
+    return name if kind in ("score", "note", "failed", "tag") else ""
+
+
+def _ask(reader: Reader, shard: Shard, stage: Stage, batch: int) -> pa.Table:
     rows: list[dict[str, Any]] = []
     found = reader.samples(shard)
     while raw := list(islice(found, batch)):
-        rows += _score_batch(reader, raw, stage)
-    return pa.Table.from_pylist(rows, schema=pa.schema([*_FACTS, *judged]))
+        rows += score_batch(reader, raw, stage)
+    return pa.Table.from_pylist(rows, schema=score_schema(stage))
 
 
-_JUDGED = (("score", pa.float64()), ("note", pa.string()))
+def score_schema(stage: Stage) -> pa.Schema:
+    """The columns of a score file: facts, and what each operator that works in parallel said of samples or captions.
+
+    failed.NAME is what the operator raised on the sample, "" where it did not.
+    """
+    columns: list[tuple[str, pa.DataType]] = list(_FACTS)
+    for one in stage.single:
+        columns += [(f"score.{one.name}", pa.float64()), (f"note.{one.name}", pa.string())]
+    for judge in stage.captions:
+        columns += [(f"score.{judge.name}", pa.list_(pa.float64())), (f"note.{judge.name}", pa.list_(pa.string()))]
+    columns += [(f"tag.{tagger.name}", pa.string()) for tagger in stage.tags]
+    return pa.schema([*columns, *((f"failed.{name}", pa.string()) for name in stage.scored)])
 
 
-def _score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
+def score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
+    """The rows of a score file for `raw`, which operators see as one batch."""
     rows, samples = zip(*(look(reader, one, stage) for one in raw), strict=True)
-    scores = [one.score(samples) for one in stage.single]
-    for position, row in enumerate(rows):
-        for one, judged in zip(stage.single, scores, strict=True):
-            row[f"score.{one.name}"], row[f"note.{one.name}"] = judged[position]
-        yield row
+    for one in stage.single:
+        for row, score in zip(rows, _asked(one.name, one.score, samples, Score(None), rows), strict=True):
+            row[f"score.{one.name}"], row[f"note.{one.name}"] = score
+    for judge in stage.captions:
+        none: list[Score] = []
+        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, none, rows), strict=True):
+            row[f"score.{judge.name}"] = [score.value for score in scores]
+            row[f"note.{judge.name}"] = [score.note for score in scores]
+    for tagger in stage.tags:
+        for row, tag in zip(rows, _asked(tagger.name, tagger.tag, samples, "", rows), strict=True):
+            row[f"tag.{tagger.name}"] = tag
+    yield from rows
+
+
+def _asked(
+    name: str,
+    ask: Callable[[Sequence[Sample]], list[Answer]],
+    samples: Sequence[Sample],
+    none: Answer,
+    rows: Sequence[dict[str, Any]],
+) -> list[Answer]:
+    """What operator `name` says of `samples`; `none` of those it raises on, which is written to their rows."""
+    try:
+        said = ask(samples)
+        if len(said) == len(samples):
+            for row in rows:
+                row[f"failed.{name}"] = ""
+            return said
+    except Exception:
+        # Any error of an operator's own; who is the cause is found below.
+        pass
+    said = []
+    for sample, row in zip(samples, rows, strict=True):
+        try:
+            (answer,) = ask([sample])
+            row[f"failed.{name}"] = ""
+        except Exception as error:
+            answer, row[f"failed.{name}"] = none, what_failed(error)
+        said.append(answer)
+    return said
 
 
 def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:
@@ -146,6 +287,8 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
         "sha256": "",
         "phash": 0,
         "dhash": 0,
+        "phash_mirror": 0,
+        "dhash_mirror": 0,
     }
     if raw.fault:
         return row, Sample(raw, None, raw.fault)
@@ -161,9 +304,10 @@ def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], 
     except PictureError as error:
         return row, Sample(raw, None, str(error))
     pixels = np.asarray(image)
-    picture = Picture(*image.size, _reduced(pixels), _middle(pixels), orientation)
+    fine = _reduced(pixels, FINE) if stage.fine and max(image.size) > SIDE else None
+    picture = Picture(*image.size, _reduced(pixels, SIDE), _middle(pixels), orientation, fine)
     row["width"], row["height"] = image.size
-    row["phash"], row["dhash"] = hash_pixels(picture.pixels)
+    row["phash"], row["dhash"], row["phash_mirror"], row["dhash_mirror"] = hash_pixels(picture.pixels)
     for number, place in enumerate(raw.references, 1):
         found = _look_at_reference(reader, raw.shard, place, stage.broken.limits)
         if isinstance(found, str):
@@ -186,9 +330,9 @@ def _look_at_reference(reader: Reader, shard: str, place: Place, limits: Limits)
     return {**place._asdict(), "width": width, "height": height, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _reduced(pixels: np.ndarray) -> np.ndarray:
+def _reduced(pixels: np.ndarray, side: int) -> np.ndarray:
     height, width = pixels.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     if scale >= 1:
         return pixels
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,108 +1,298 @@
-"""From stored scores to the rows of an index: thresholds, duplicates over the whole set, and who dropped what."""
+"""What can only be said of the whole set: duplicates, and whatever operators look at tables. And the index's rows.
 
-from collections.abc import Callable, Sequence
-from itertools import count
-from typing import Any
+Rows come in the order of their keys and go into a file that is mapped into memory; what comparisons need of them goes
+into arrays that are mapped too. Each operator sees only what all before it keep, so that a duplicate is never dropped
+for a sample that is dropped itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from producer.index import schema
-from producer.operator.judgement import NOT_JUDGED, Facts, Judgement, Operator, Score, SetOperator
+from producer.clusters import Age
+from producer.crowd import Crowd
+from producer.index import ROW_GROUP, schema
+from producer.judging import COMPARED, judge, judged_schema
+from producer.neighbours import Hashes
+from producer.older import Older
+from producer.operator.judgement import (
+    CaptionSetOperator,
+    Facts,
+    Judgement,
+    Judgements,
+    SetOperator,
+    TableOperator,
+    TableTagger,
+)
 from producer.operator.stage import Stage
+from producer.runs import read_in_order, write_run
+from producer.scratch import Column, Tables, filled, write_table
+from producer.source.reader import SourceConfig
+
+_FACTS = {
+    "left": np.bool_,  # kept so far
+    "comparable": np.bool_,
+    "source": np.int16,  # number among the further sources, -1 for the first
+    "generation": np.int64,
+    "pixels": np.int64,
+    "clarity": np.float64,
+    "sha256_high": np.uint64,
+    "sha256_low": np.uint64,
+    "phash": np.uint64,
+    **dict.fromkeys(COMPARED, np.uint64),
+}
+
+
+class WholeError(ValueError):
+    """An operator that looks at the whole set raised."""
+
+
+@dataclass
+class _Said:
+    """What one operator says of every row."""
+
+    score: np.ndarray  # float64, NaN where there is none
+    verdict: np.ndarray  # int8: 1, 0, -1 where not judged
+    reason: Callable[[np.ndarray], pa.Array]  # of rows that it drops
+
+
+@dataclass
+class _Tagged:
+    """What one operator calls every row: the number of its tag among `names`."""
+
+    tag: np.ndarray  # int32
+    names: pa.Array
+
+
+class Whole:
+    """All rows of a set, judged one by one, and what is then said of all of them; files lie in the folder `scratch`."""
+
+    def __init__(self, stage: Stage, source: SourceConfig, older: Older, scratch: Path) -> None:
+        self._stage, self._source, self._older, self._scratch = stage, source, older, scratch
+        self._shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
+        self._rows = Tables(scratch / "rows.arrow", judged_schema(stage), ROW_GROUP)
+        self._others = sorted(source.also)
+        self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
+        self._said: dict[str, _Said] = {}
+        self._crowds: dict[str, Crowd] = {}
+        self._tags: dict[str, _Tagged] = {}
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows of `judged_schema` whose keys come after all before them."""
+        for batch in self._rows.add(rows):
+            self._note(batch)
+
+    def _note(self, batch: pa.Table) -> None:
+        """Keep of `batch` what comparisons need."""
+        digests = pc.utf8_slice_codeunits(pc.utf8_rpad(batch["sha256"], 32, "0"), 0, 32).to_pylist()
+        words = np.frombuffer(bytes.fromhex("".join(digests)), ">u8").reshape(-1, 2)
+        clarity = batch["score.clarity"] if "score.clarity" in batch.column_names else None
+        values = {
+            "left": np.asarray(batch["kept"]),
+            # An edit is its references and words too: many start from one picture, and differ little in their end.
+            "comparable": np.asarray(pc.list_value_length(batch["references"])) == 0,
+            "source": np.asarray(pc.fill_null(pc.index_in(batch["source"], pa.array(self._others, pa.string())), -1)),
+            "generation": self._older.first_kept(batch["key"].combine_chunks(), batch["sha256"].combine_chunks()),
+            "pixels": np.asarray(batch["width"], np.int64) * np.asarray(batch["height"], np.int64),
+            "clarity": np.full(len(batch), np.nan) if clarity is None else np.asarray(clarity, np.float64),
+            "sha256_high": words[:, 0],
+            "sha256_low": words[:, 1],
+            **{name: np.asarray(batch[name]) for name in ("phash", *COMPARED)},
+        }
+        for name, column in self._columns.items():
+            column.add(values[name])
+
+    def decide(self) -> None:
+        """Ask the operators that look at the whole set, one after the other. WholeError where one raises."""
+        for batch in self._rows.end():
+            self._note(batch)
+        self._batches = self._rows.batches()
+        facts = {name: column.whole() for name, column in self._columns.items()}
+        self._left, self._origin = facts["left"], facts["source"]
+        self._cluster = self._filled("cluster", np.int64, 0)
+        self._cluster[:] = np.arange(len(self._left))
+        for one in self._stage.whole:
+            with _named(one.name):
+                self._compare(one, facts)
+        for crowd in self._stage.crowds:
+            with _named(crowd.name):
+                self._compare_captions(crowd, facts["generation"])
+        for table in self._stage.tables:
+            with _named(table.name):
+                self._look(table)
+
+    def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
+        rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
+        sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
+        age = Age(*(facts[name][rows] for name in Age._fields))
+        hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
+        found = one.cluster(Facts(age, sha256, hashes))
+        of = self._filled(f"of.{one.name}", np.int64, 0)
+        of[:] = np.arange(len(of))
+        of[rows] = rows[found.representative]
+        prefix = found.reason
+
+        def reason(dropped: np.ndarray) -> pa.Array:
+            return pc.binary_join_element_wise(prefix, self._keys(of[dropped]), " ")
+
+        said = self._say(one.name, reason)
+        said.score[rows] = found.score
+        said.verdict[rows] = of[rows] == rows
+        self._left[rows] = of[rows] == rows
+        self._cluster[:] = of[self._cluster]
+
+    def _compare_captions(self, one: CaptionSetOperator, generation: np.ndarray) -> None:
+        known = ((start, self._known(start, batch, ["captions"])) for start, batch in self._walk())
+        batches = [(start, table["captions"].combine_chunks()) for start, table in known]
+        crowd = Crowd(one, batches, self._scratch, len(self._left))
+        crowd.decide(self._asked(one.name), generation)
+        self._crowds[one.name] = crowd
+        self._said[one.name] = _Said(self._filled(f"score.{one.name}", np.float64, np.nan), crowd.verdict, crowd.reason)
+        self._left[np.asarray(crowd.verdict) == 0] = False
+
+    def _look(self, one: TableOperator | TableTagger) -> None:
+        asked = self._asked(one.name)
+        rows = np.flatnonzero(asked)
+        shape = self._columns_for(one)
+        table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
+        if hasattr(one, "tag_table"):
+            self._tag(one.name, rows, one.tag_table(table))
+        else:
+            self._hear(one, rows, table)
+
+    def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
+        """What there is by now of the columns that `one` asks for."""
+        later = {name for table in self._stage.tables for name in _made(table)} - {
+            name for judged in (*self._said, *self._tags) for name in (f"score.{judged}", f"tag.{judged}")
+        }
+        there = set(self._shape.names) - later
+        names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
+        return pa.schema([self._shape.field(name) for name in names])
+
+    def _tag(self, name: str, rows: np.ndarray, tags: Sequence[str]) -> None:
+        if len(tags) != len(rows):
+            raise WholeError(f"operators.{name}: {len(tags)} tags of {len(rows)} rows")
+        found = pa.array(["", *tags], pa.string()).dictionary_encode()
+        self._tags[name] = _Tagged(self._filled(f"tag.{name}", np.int32, 0), found.dictionary)
+        self._tags[name].tag[rows] = np.asarray(found.indices)[1:]
+
+    def _hear(self, one: TableOperator, rows: np.ndarray, table: pa.Table) -> None:
+        said = one.judge_table(table)
+        judged = said if isinstance(said, Judgements) else _columns(said)
+        if len(judged.score) != len(rows):
+            raise ValueError(f"{len(judged.score)} judgements of {len(rows)} rows")
+
+        def reason(dropped: np.ndarray) -> pa.Array:
+            return judged.reason.take(pa.array(np.searchsorted(rows, dropped)))
+
+        mine = self._say(one.name, reason)
+        mine.score[rows], mine.verdict[rows] = judged.score, judged.verdict
+        self._left[rows] = np.asarray(judged.verdict) != 0
+
+    def _asked(self, name: str) -> np.ndarray:
+        """bool: the rows that operator `name` is asked about."""
+        exempt = [self._others.index(one) for one in self._source.exempt(name)]
+        return self._left & ~np.isin(self._origin, exempt)
+
+    def _seen(self, asked: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
+        for start, batch in self._walk():
+            yield self._known(start, batch, names).filter(pa.array(asked[start : start + batch.num_rows]))
+
+    def _say(self, name: str, reason: Callable[[np.ndarray], pa.Array]) -> _Said:
+        score, verdict = self._filled(f"score.{name}", np.float64, np.nan), self._filled(f"verdict.{name}", np.int8, -1)
+        self._said[name] = _Said(score, verdict, reason)
+        return self._said[name]
+
+    def _filled(self, name: str, dtype: type, value: float) -> np.ndarray:
+        return filled(self._scratch / f"said.{name}.bin", len(self._left), dtype, value)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The index's rows, ROW_GROUP at a time; after `decide`."""
+        for start, batch in self._walk():
+            yield self._known(start, batch, self._shape.names)
+
+    def _walk(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        start = 0
+        for batch in self._batches:
+            yield start, batch
+            start += batch.num_rows
+
+    def _known(self, start: int, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Table:
+        """What is known by now of the rows in `batch`, in the index's columns `names`."""
+        rows = slice(start, start + batch.num_rows)
+        columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
+        columns["cluster"] = self._keys(self._cluster[rows])
+        for name, tagged in self._tags.items():
+            columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
+        for name, crowd in self._crowds.items():
+            columns["captions"], columns[f"score.{name}"] = crowd.captions(start // ROW_GROUP, columns["captions"])
+        for name, said in self._said.items():
+            score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
+            dropped = pa.array(verdict == 0)
+            reasons = pc.replace_with_mask(
+                pa.array([""] * batch.num_rows, pa.string()), dropped, said.reason(start + np.flatnonzero(verdict == 0))
+            )
+            if name not in self._crowds:
+                columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
+            columns[f"verdict.{name}"] = pa.array(verdict == 1, mask=verdict < 0)
+            columns[f"reason.{name}"] = reasons
+            # Judged at all, it was kept by all before.
+            columns["kept"] = pc.and_(columns["kept"], pc.invert(dropped))
+            columns["dropped_by"] = pc.if_else(dropped, name, columns["dropped_by"])
+            columns["reason"] = pc.if_else(dropped, reasons, columns["reason"])
+        shape = pa.schema([self._shape.field(name) for name in names])
+        return pa.table([columns[name] for name in shape.names], schema=shape)
+
+    def _keys(self, rows: np.ndarray) -> pa.Array:
+        """The keys of `rows`."""
+        order = np.argsort(rows, kind="stable")
+        batch, place = np.divmod(rows[order], ROW_GROUP)
+        pieces = [pa.array([], pa.string())]
+        for number in np.unique(batch):
+            pieces.append(self._batches[number].column("key").take(pa.array(place[batch == number])))
+        back = np.empty(len(rows), np.int64)
+        back[order] = np.arange(len(rows))
+        return pa.concat_arrays(pieces).take(pa.array(back))
+
+
+def _made(one: TableOperator | TableTagger) -> tuple[str, ...]:
+    if hasattr(one, "tag_table"):
+        return (f"tag.{one.name}",)
+    return f"score.{one.name}", f"verdict.{one.name}", f"reason.{one.name}"
+
+
+def _columns(judged: Iterable[Judgement]) -> Judgements:
+    score, verdict, reason = zip(*judged, strict=True) if judged else ((), (), ())
+    numbers = np.asarray([np.nan if one is None else one for one in score], np.float64)
+    verdicts = np.asarray([-1 if one is None else int(one) for one in verdict], np.int8)
+    return Judgements(numbers, verdicts, pa.array(reason, pa.string()))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """An error inside names the operator; those that say more about themselves stay as they are."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        raise WholeError(f"operators.{name}: {type(error).__name__}: {error}") from error
 
 
 def decide(
-    scores: pa.Table, stage: Stage, *, source: str, count_tokens: Callable[[Sequence[str]], list[int]]
+    scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
 ) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py), sorted by key.
-
-    A sample is dropped by the first operator of `stage` that says no. Operators that compare samples see only what all
-    before them keep, so that a duplicate is never dropped for a sample that is dropped itself.
-    """
-    scores = scores.sort_by([(name, "ascending") for name in ("key", "shard", "member", "offset")])
-    keys = _unique(scores["key"].to_pylist())
-    judged = {one.name: _judge(scores, one) for one in stage.single}
-    judged |= {name: [NOT_JUDGED] * len(keys) for name in stage.off}
-    cluster = np.arange(len(keys))
-    # An edit is its references and words too: many start from one picture and differ little in what they end in.
-    comparable = np.asarray(pc.list_value_length(scores["references"]), np.int64) == 0
-    for one in stage.whole:
-        judged[one.name], cluster = _compare(scores, keys, one, _kept(judged, len(keys)) & comparable, cluster)
-    columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
-    columns |= {
-        "key": keys,
-        "source": [source] * len(keys),
-        "captions": _captions(scores["captions"].to_pylist(), count_tokens),
-        "cluster": [keys[row] for row in cluster],
-    }
-    for name in stage.names:
-        columns[f"score.{name}"] = [one.score for one in judged[name]]
-        columns[f"verdict.{name}"] = [one.verdict for one in judged[name]]
-        columns[f"reason.{name}"] = [one.reason for one in judged[name]]
-    columns |= _decisions([judged[name] for name in stage.names], stage.names)
-    shape = schema(stage.names)
-    return pa.table([columns[name] for name in shape.names], schema=shape)
-
-
-_COPIED = ("shard", "member", "offset", "size", "width", "height", "sha256", "phash", "references")
-
-
-def _unique(keys: list[str]) -> list[str]:
-    """Sorted `keys`, the later of equal ones numbered: two shards may spell the same key (a/b.tar, and b/ in a.tar)."""
-    taken = set(keys)
-    for row in range(1, len(keys)):
-        if keys[row] == keys[row - 1]:
-            keys[row] = next(name for n in count(2) if (name := f"{keys[row]}~{n}") not in taken)
-            taken.add(keys[row])
-    return keys
-
-
-def _judge(scores: pa.Table, one: Operator) -> list[Judgement]:
-    values, notes = scores[f"score.{one.name}"].to_pylist(), scores[f"note.{one.name}"].to_pylist()
-    return [one.judge(Score(value, note)) for value, note in zip(values, notes, strict=True)]
-
-
-def _kept(judged: dict[str, list[Judgement]], number: int) -> np.ndarray:
-    kept = np.ones(number, bool)
-    for column in judged.values():
-        kept &= [one.verdict is not False for one in column]
-    return kept
-
-
-def _compare(
-    scores: pa.Table, keys: list[str], one: SetOperator, kept: np.ndarray, cluster: np.ndarray
-) -> tuple[list[Judgement], np.ndarray]:
-    """Judgements by a set operator of the rows in `kept`, and the clusters after it."""
-    rows = np.flatnonzero(kept)
-    width, height = (np.asarray(scores[name], np.int64)[rows] for name in ("width", "height"))
-    phash, dhash = (np.asarray(scores[name], np.uint64)[rows] for name in ("phash", "dhash"))
-    sha256 = pc.take(scores["sha256"], rows).to_pylist()
-    found = one.cluster(Facts([keys[row] for row in rows], width * height, sha256, phash, dhash))
-    judged = [NOT_JUDGED] * len(keys)
-    joined = np.arange(len(keys))
-    joined[rows] = rows[found.representative]
-    for position, row in enumerate(rows.tolist()):
-        itself = bool(joined[row] == row)
-        score = float(found.score[position])
-        reason = "" if itself else found.reason[position]
-        judged[row] = Judgement(None if np.isnan(score) else score, itself, reason)
-    return judged, joined[cluster]
-
-
-def _captions(
-    captions: list[list[dict[str, str]]], count_tokens: Callable[[Sequence[str]], list[int]]
-) -> list[list[dict[str, Any]]]:
-    lengths = iter(count_tokens([one["text"] for row in captions for one in row]))
-    return [[{**one, "tokens": next(lengths)} for one in row] for row in captions]
-
-
-def _decisions(judged: list[list[Judgement]], names: list[str]) -> dict[str, list[Any]]:
-    kept, dropped_by, reason = [], [], []
-    for row in zip(*judged, strict=True):
-        first = next((number for number, one in enumerate(row) if one.verdict is False), None)
-        kept.append(first is None)
-        dropped_by.append("" if first is None else names[first])
-        reason.append("" if first is None else row[first].reason)
-    return {"kept": kept, "dropped_by": dropped_by, "reason": reason}
+    """The index's rows for `scores` (see scoring.py) alone, sorted by key."""
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        run = write_run(judge(scores, stage, source=source, count_tokens=count_tokens), scratch / "0.arrow")
+        whole = Whole(stage, source, Older(scratch / "none"), scratch)
+        for rows in read_in_order([run] if run else [], scratch):
+            whole.add(rows)
+        whole.decide()
+        shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
+        return pa.concat_tables([shape.empty_table(), *whole.tables()])

@@ -1,7 +1,5 @@
 """Exact duplicates: the same bytes under several names."""
 
-from collections import Counter
-
 import numpy as np
 
 from producer.operator.judgement import Clusters, Facts
@@ -10,17 +8,20 @@ from producer.operator.judgement import Clusters, Facts
 class ExactDuplicate:
     """Score: how many other samples have an image of the same SHA-256, from 0. Higher means more copies.
 
-    Of each group the sample with the smallest key is kept.
+    Of each group the oldest is kept, by the first generation that kept it, then the one with the smallest key.
     """
 
     name = "exact_duplicate"
     version = 1
 
     def cluster(self, facts: Facts) -> Clusters:
-        first: dict[str, int] = {}
-        for row in sorted(range(len(facts.key)), key=lambda row: facts.key[row]):
-            first.setdefault(facts.sha256[row], row)
-        copies = Counter(facts.sha256)
-        kept = np.asarray([first[digest] for digest in facts.sha256], np.int64)
-        score = np.asarray([copies[digest] - 1 for digest in facts.sha256], np.float64)
-        return Clusters(kept, score, [f"the same bytes as {facts.key[row]}" for row in kept])
+        high, low = facts.sha256.T
+        order = np.lexsort((facts.age.rank(), low, high))
+        high, low = high[order], low[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        group = np.cumsum(new) - 1
+        kept, score = np.empty(len(order), np.int64), np.empty(len(order))
+        kept[order] = order[new][group]
+        score[order] = np.bincount(group)[group] - 1 if len(group) else 0
+        return Clusters(kept, score, "the same bytes as")

@@ -34,7 +34,7 @@ def read_text(split: str, raw: bytes) -> Captions:
     if len(raw) > MAX_BYTES:
         return Captions({}, (f"{split} caption of {len(raw)} bytes, the limit is {MAX_BYTES}",))
     try:
-        return _checked(split, raw.decode("utf-8-sig"))
+        return checked(split, raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Captions({}, (f"{split} caption is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}",))
 
@@ -50,11 +50,12 @@ def _from_json(raw: bytes) -> Captions:
         return Captions({}, ("json: captions is no table of split to text",))
     found = Captions({})
     for split, text in sorted(listed.items()):
-        found |= _checked(split, text) if isinstance(text, str) else Captions({}, ("a caption in json is no text",))
+        found |= checked(split, text) if isinstance(text, str) else Captions({}, ("a caption in json is no text",))
     return found
 
 
-def _checked(split: str, text: str) -> Captions:
+def checked(split: str, text: str) -> Captions:
+    """The caption `text` of `split`, if it can be used: not empty or endless, no control characters."""
     text = text.strip()
     if not text:
         return Captions({}, (f"{split} caption is empty",))

@@ -30,9 +30,14 @@ def persist(call: Callable[[float], T], *, tries: int, deadline_s: float) -> T:
             return call(max(left, 0.001))
         except TransientError as error:
             why = str(error)
-        wait = random.uniform(0, min(_LAST_WAIT_S, _FIRST_WAIT_S * 2 ** (number - 1)))
+        wait = pause_s(number)
         spent = time.monotonic() - began
         if number == tries or spent + wait >= deadline_s:
             break
         time.sleep(wait)
     raise GaveUpError(f"{why} ({number} {'try' if number == 1 else 'tries'} in {spent:.1f} s)")
+
+
+def pause_s(number: int) -> float:
+    """Seconds to wait after try `number`, counted from 1."""
+    return random.uniform(0, min(_LAST_WAIT_S, _FIRST_WAIT_S * 2 ** (number - 1)))

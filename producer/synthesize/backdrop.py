@@ -24,7 +24,8 @@ class BackdropConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
 class Backdrop(NamedTuple):
     """A background."""
 
-    name: str  # as a caption says it
+    name: str  # as a caption says it, after what lies there
+    chinese: str  # the same, before it
     pixels: Pixels  # [H, W, 3]
 
 
@@ -51,7 +52,14 @@ class Backdrops:
         fitted = ImageOps.fit(photograph, (width, height), Image.Resampling.LANCZOS, centering=where)
         pixels = np.asarray(fitted, np.float32) / 255
         # A little out of focus, as what lies behind is.
-        return Backdrop(_said(path), cv2.GaussianBlur(pixels, (0, 0), float(rng.uniform(0.6, 2.2))).astype(np.float32))
+        shown = _said(path)
+        name = f"a photographed scene ({shown})" if shown else "a photographed scene"
+        chinese = f"在照片场景（{shown}）前" if shown else "在照片场景前"
+        return Backdrop(
+            f"in front of {name}",
+            chinese,
+            cv2.GaussianBlur(pixels, (0, 0), float(rng.uniform(0.6, 2.2))).astype(np.float32),
+        )
 
 
 def _read(path: Path) -> Image.Image:
@@ -73,11 +81,15 @@ def _said(path: Path) -> str:
         text = " ".join(beside.read_text("utf-8").split()).rstrip(".")
     except (OSError, UnicodeDecodeError):
         text = ""
-    return f"a photographed scene ({text})" if text else "a photographed scene"
+    return text
 
 
 def _wall(width: int, height: int, rng: np.random.Generator) -> Backdrop:
-    name, rgb = (("red", (150, 78, 62)), ("white", (214, 210, 202)), ("gray", (134, 134, 132)))[rng.integers(3)]
+    name, chinese, rgb = (
+        ("red", "红", (150, 78, 62)),
+        ("white", "白", (214, 210, 202)),
+        ("gray", "灰", (134, 134, 132)),
+    )[rng.integers(3)]
     down = max(10, height // int(rng.integers(9, 15)))
     across, joint = round(down * 2.6), max(2, down // 10)
     y, x = np.mgrid[0:height, 0:width]
@@ -90,11 +102,15 @@ def _wall(width: int, height: int, rng: np.random.Generator) -> Backdrop:
     brick = np.asarray(rgb, np.float32) / 255 * shade[..., None]
     lime = 0.66 * (1 + 0.03 * smooth(width, height, 2, 2, rng))[..., None]
     pixels = np.where(mortar[..., None], lime, brick)
-    return Backdrop(f"a {name} brick wall", _finished(pixels, 0.8))
+    return Backdrop(f"in front of a {name} brick wall", f"在{chinese}砖墙前", _finished(pixels, 0.8))
 
 
 def _table(width: int, height: int, rng: np.random.Generator) -> Backdrop:
-    name, rgb = (("oak", (186, 146, 98)), ("walnut", (104, 72, 50)), ("whitewashed", (206, 200, 188)))[rng.integers(3)]
+    name, chinese, rgb = (
+        ("oak", "橡木", (186, 146, 98)),
+        ("walnut", "胡桃木", (104, 72, 50)),
+        ("whitewashed", "刷白的木板", (206, 200, 188)),
+    )[rng.integers(3)]
     planks = int(rng.integers(4, 8))
     number = np.minimum(np.arange(height) * planks // height, planks - 1)
     tone = rng.normal(1, 0.06, planks).astype(np.float32)[number][:, None]
@@ -103,7 +119,7 @@ def _table(width: int, height: int, rng: np.random.Generator) -> Backdrop:
     gap = np.diff(number, prepend=number[0]) > 0
     shade[gap | np.roll(gap, 1)] *= 0.45
     pixels = np.asarray(rgb, np.float32) / 255 * shade[..., None]
-    return Backdrop(f"a tabletop of {name} planks", _finished(pixels, 0.7))
+    return Backdrop(f"on a tabletop of {name} planks", f"在{chinese}桌面上", _finished(pixels, 0.7))
 
 
 def _room(width: int, height: int, rng: np.random.Generator) -> Backdrop:
@@ -116,7 +132,8 @@ def _room(width: int, height: int, rng: np.random.Generator) -> Backdrop:
         colour = tuple(float(value) for value in rng.uniform(0.5, 1.0, 3))
         cv2.circle(layer, centre, int(rng.integers(6, max(8, min(width, height) // 9))), colour, -1, cv2.LINE_AA)
         pixels = cv2.addWeighted(layer, 0.45, pixels, 0.55, 0).astype(np.float32)
-    return Backdrop("a softly blurred room with points of light", _finished(pixels, 4.0))
+    name, chinese = "in front of a softly blurred room with points of light", "在虚化的、有点点灯光的室内"
+    return Backdrop(name, chinese, _finished(pixels, 4.0))
 
 
 def _finished(pixels: Pixels, blur: float) -> Pixels:

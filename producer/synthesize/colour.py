@@ -12,34 +12,46 @@ class Colour(NamedTuple):
 
     name: str
     rgb: Rgb
+    chinese: str
 
 
 PALETTE = tuple(
-    Colour(name, rgb)
-    for name, rgb in {
-        "white": (255, 255, 255),
-        "ivory": (250, 245, 228),
-        "light gray": (214, 214, 210),
-        "gray": (128, 128, 128),
-        "dark gray": (64, 66, 70),
-        "black": (14, 14, 16),
-        "red": (198, 32, 40),
-        "dark red": (122, 18, 28),
-        "pink": (246, 182, 198),
-        "orange": (238, 128, 34),
-        "brown": (96, 60, 34),
-        "beige": (226, 206, 170),
-        "yellow": (250, 214, 56),
-        "green": (34, 132, 68),
-        "dark green": (18, 72, 44),
-        "light green": (186, 226, 176),
-        "teal": (0, 116, 122),
-        "light blue": (174, 212, 240),
-        "blue": (34, 88, 190),
-        "navy blue": (18, 32, 84),
-        "purple": (104, 44, 140),
+    Colour(name, rgb, chinese)
+    for (name, chinese), rgb in {
+        ("white", "白色"): (255, 255, 255),
+        ("ivory", "象牙色"): (250, 245, 228),
+        ("light gray", "浅灰色"): (214, 214, 210),
+        ("gray", "灰色"): (128, 128, 128),
+        ("dark gray", "深灰色"): (64, 66, 70),
+        ("black", "黑色"): (14, 14, 16),
+        ("red", "红色"): (198, 32, 40),
+        ("dark red", "深红色"): (122, 18, 28),
+        ("pink", "粉色"): (246, 182, 198),
+        ("orange", "橙色"): (238, 128, 34),
+        ("brown", "棕色"): (96, 60, 34),
+        ("beige", "米色"): (226, 206, 170),
+        ("yellow", "黄色"): (250, 214, 56),
+        ("green", "绿色"): (34, 132, 68),
+        ("dark green", "深绿色"): (18, 72, 44),
+        ("light green", "浅绿色"): (186, 226, 176),
+        ("teal", "青色"): (0, 116, 122),
+        ("light blue", "浅蓝色"): (174, 212, 240),
+        ("blue", "蓝色"): (34, 88, 190),
+        ("navy blue", "藏青色"): (18, 32, 84),
+        ("purple", "紫色"): (104, 44, 140),
     }.items()
 )
+
+
+def nearest(rgb: Rgb) -> Colour:
+    """`rgb` itself with the name of the colour that looks most like it (redmean, a weighted distance in RGB)."""
+
+    def far(colour: Colour) -> float:
+        red, green, blue = (a - b for a, b in zip(rgb, colour.rgb, strict=True))
+        warm = (rgb[0] + colour.rgb[0]) / 2
+        return (2 + warm / 256) * red * red + 4 * green * green + (2 + (255 - warm) / 256) * blue * blue
+
+    return min(PALETTE, key=far)._replace(rgb=rgb)
 
 
 def luminance(rgb: Rgb) -> float:

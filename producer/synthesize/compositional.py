@@ -8,14 +8,15 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from producer.api.bucket import Bucket, bucket
-from producer.synthesize.backdrop import BackdropConfig, Backdrops
+from producer.synthesize.backdrop import Backdrop, BackdropConfig, Backdrops
 from producer.synthesize.chance import chance
 from producer.synthesize.colour import Colour, ink_on
 from producer.synthesize.corpus import Corpus
 from producer.synthesize.fonts import Fonts
-from producer.synthesize.layout import Block, fit
+from producer.synthesize.layout import Block, fit, written
 from producer.synthesize.medium import KINDS, Medium, MediumKind, Pixels, medium
-from producer.synthesize.sample import LineTruth, Point, Sample, SynthesisError, TextTruth, Truth
+from producer.synthesize.sample import LineTruth, Point, Sample, SynthesisError, Truth
+from producer.synthesize.wording import Language, quote, region
 
 _TRIES = 20
 # Pixels of the flat medium for one of the picture, so that the warp shrinks and never enlarges.
@@ -38,6 +39,7 @@ class CompositionalConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     turn: float = Field(default=12.0, ge=0, le=45)  # most degrees that the medium is turned
     tilt: float = Field(default=0.08, ge=0, le=0.2)  # most that perspective moves a corner, share of the medium
     contrast: float = Field(default=3.0, ge=1.5, le=4.5)
+    chinese_captions: float = Field(default=0.3, ge=0, le=1)  # share; the others are English, whatever the text is
     backdrop: BackdropConfig = BackdropConfig()
 
 
@@ -87,21 +89,21 @@ class Compositional:
                 left, top = round(width * 0.11), (height - block.height) // 2
                 lit = _composed(backdrop.pixels, _inked(flat, block, (left, top), ink, rng), warp, rng)
                 image = Image.fromarray(lit)
-                written = _truth(passage.text, block, (left, top), flat, ink, warp)
-                (x, y), where = warp.place([(width / 2, height / 2)])[0], canvas
-                said = (
-                    f"At the {region(x / where.width, y / where.height)} of the picture there is {flat.name}, in front "
-                    f'of {backdrop.name}. On it, {ink.name} text is {flat.written}: "{passage.text}".'
-                )
-                setting = f"{flat.name}, in front of {backdrop.name}"
+                lines = _lines(block, (left, top), warp)
+                text = written(passage.text, block, lines, ink, (flat.name, flat.ground), finer=_FINER)
+                x, y = warp.place([(width / 2, height / 2)])[0]
+                where = x / canvas.width, y / canvas.height
+                language: Language = "zh" if rng.random() < self._config.chinese_captions else "en"
+                hand = block.face.handwritten
+                said = _said(where, flat, backdrop, ink, passage.text, language, handwritten=hand)
                 truth = Truth(
                     way=self.name,
                     seed=self._seed,
                     index=index,
                     width=image.width,
                     height=image.height,
-                    setting=setting,
-                    texts=(written,),
+                    setting=f"{flat.name}, {backdrop.name}",
+                    texts=(text,),
                 )
                 return Sample(image, said, truth)
         raise SynthesisError(
@@ -119,16 +121,23 @@ class Compositional:
             round(width * 0.78),
             round(height * 0.76),
             sizes=(least, max(least, round(min(width, height) * rng.uniform(0.14, 0.36)))),
-            leading=float(rng.uniform(1.15, 1.45)),
+            leading=float(rng.uniform(1.25, 1.5)),
             align="center" if rng.random() < 0.7 else "left",
         )
 
 
-def region(x: float, y: float) -> str:
-    """Where a point of the unit square lies, in words."""
-    across = "left" if x < 0.42 else "right" if x > 0.58 else ""
-    down = "top" if y < 0.42 else "bottom" if y > 0.58 else ""
-    return "-".join(word for word in (down or ("center" if across else ""), across) if word) or "center"
+def _said(
+    place: Point, flat: Medium, backdrop: Backdrop, ink: Colour, text: str, language: Language, *, handwritten: bool
+) -> str:
+    where, quoted = region(*place, language), quote(text, language)
+    if language == "zh":
+        done = "手写" if handwritten else flat.written[1]
+        return f"画面{where}，{backdrop.chinese}有{flat.chinese}，上面{done}着{ink.chinese}的文字{quoted}。"
+    done = "handwritten" if handwritten else flat.written[0]
+    return (
+        f"At the {where} of the picture there is {flat.name}, {backdrop.name}. "
+        f"On it, {ink.name} text is {done}: {quoted}."
+    )
 
 
 def _inked(flat: Medium, block: Block, place: tuple[int, int], ink: Colour, rng: np.random.Generator) -> Pixels:
@@ -190,21 +199,11 @@ def _composed(behind: Pixels, flat: Pixels, warp: _Warp, rng: np.random.Generato
     return np.clip((picture * light[..., None] + grain) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def _truth(text: str, block: Block, place: tuple[int, int], flat: Medium, ink: Colour, warp: _Warp) -> TextTruth:
+def _lines(block: Block, place: tuple[int, int], warp: _Warp) -> tuple[LineTruth, ...]:
     lines = []
     for line in block.truth(*place):
         (x0, y0), _, (x1, y1), _ = line.outline
         along = [x0 + (x1 - x0) * n / (_EDGE - 1) for n in range(_EDGE)]
         outline = warp.place([(x, y0) for x in along] + [(x, y1) for x in reversed(along)])
         lines.append(LineTruth(text=line.text, outline=outline))
-    return TextTruth(
-        text=text,
-        role="text",
-        lines=tuple(lines),
-        font=block.face.name,
-        font_size=block.size / _FINER,
-        ink=ink.name,
-        ink_rgb=ink.rgb,
-        ground=flat.name,
-        align=block.align,
-    )
+    return tuple(lines)

@@ -5,6 +5,7 @@ with the others drops it (report section 3.4.1), and is counted.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -136,7 +137,8 @@ def _paragraphs(path: Path) -> list[str]:
         raise SynthesisError(f"corpus.files: {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SynthesisError(f"corpus.files: {path}: not UTF-8 at byte {error.start}; convert it") from None
-    return [text for text in (" ".join(line.split()) for line in lines) if text]
+    # NFC: an accent that follows its letter becomes one character with it, which a font can draw as one glyph.
+    return [text for text in (" ".join(unicodedata.normalize("NFC", line).split()) for line in lines) if text]
 
 
 def _cut(clause: str, most: int, keep: str) -> str:

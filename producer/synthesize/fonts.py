@@ -1,11 +1,19 @@
-"""The fonts of a folder, and which characters each of them really draws."""
+"""The fonts of a folder, and which texts each of them really draws.
+
+Glyphs are set one a character, by FreeType alone: Pillow's shaper looks for a library of the machine's, and where there
+is none the same text would come out otherwise. So text that needs shaping (joined or reordered letters, right to left,
+marks that stand on others) is found by HarfBuzz, and counts as text that the font does not draw.
+"""
 
 import fnmatch
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import uharfbuzz as hb
+from fontTools import unicodedata as scripts
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import ImageFont
 from pydantic import BaseModel
@@ -15,6 +23,8 @@ from producer.synthesize.sample import SynthesisError
 _ENDINGS = {".ttf", ".otf", ".ttc", ".otc"}
 # Pixels an em at which a glyph is compared with the font's .notdef.
 _PROBE = 24
+# What only makes text finer: without them the same text is read.
+_FINER = {name: False for name in ("kern", "liga", "clig", "calt", "ccmp", "locl")}
 
 
 class FontsConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
@@ -34,7 +44,8 @@ class Face:
                 names = cast(Any, font["name"])
                 said = f"{names.getBestFamilyName() or path.stem} {names.getBestSubFamilyName() or ''}"
             self.at(_PROBE)
-        except (TTLibError, OSError, KeyError, AssertionError, ValueError) as error:
+            self._shaper = hb.Font(hb.Face(hb.Blob.from_file_path(str(path))))
+        except (TTLibError, OSError, KeyError, AssertionError, ValueError, hb.HarfBuzzError) as error:
             raise SynthesisError(f"fonts.folder: {path}: not a font that can be read: {error}") from None
         self.name = said.strip()
         self._mapped = frozenset(chr(code) for code, glyph in cmap.items() if glyph != ".notdef")
@@ -53,8 +64,20 @@ class Face:
         return self._draws[char]
 
     def missing(self, text: str) -> str:
-        """The first character of `text` that cannot be drawn, "" if all can."""
-        return next((char for char in text if not self.draws(char)), "")
+        """The first character of `text` that cannot be drawn, "" if all can: as it stands there, between the others."""
+        return next((char for char in text if not self.draws(char)), "") or self._unshaped(text)
+
+    def _unshaped(self, text: str) -> str:
+        """The first character of the first run that shaping changes, or of which it finds no glyph."""
+        for script, run in _runs(text):
+            buffer = hb.Buffer()
+            buffer.add_str(run)
+            buffer.direction, buffer.script, buffer.language = "ltr", script, "und"
+            hb.shape(self._shaper, buffer, _FINER)
+            shaped = [info.codepoint for info in buffer.glyph_infos]
+            if 0 in shaped or shaped != [self._shaper.get_nominal_glyph(ord(char)) for char in run]:
+                return run[0]
+        return next((char for char in text if unicodedata.bidirectional(char) in ("R", "AL", "NSM")), "")
 
     def _leaves_ink(self, char: str) -> bool:
         drawn = self._drawn(char)
@@ -89,10 +112,22 @@ class Fonts:
         return tuple(number for number, face in enumerate(self.faces) if not face.missing(text))
 
 
+def _runs(text: str) -> list[tuple[str, str]]:
+    """`text` in runs of one script, each with the script's name; marks that scripts share belong to the run before."""
+    runs: list[tuple[str, str]] = []
+    for char in text:
+        script = scripts.script(char)
+        if runs and (script in ("Zyyy", "Zinh") or script == runs[-1][0]):
+            runs[-1] = runs[-1][0], runs[-1][1] + char
+        else:
+            runs.append((script, char))
+    return runs
+
+
 def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
 @lru_cache(maxsize=64)
 def _opened(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

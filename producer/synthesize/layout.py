@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageDraw
 
 from producer.synthesize.breaking import break_lines
+from producer.synthesize.colour import Colour, Rgb
 from producer.synthesize.fonts import Face
-from producer.synthesize.sample import LineTruth
+from producer.synthesize.sample import LineTruth, TextTruth
 
 Align = Literal["left", "center", "right"]
 
@@ -45,6 +46,32 @@ class Block(NamedTuple):
             corners = ((x + x0, y + y0), (x + x1, y + y0), (x + x1, y + y1), (x + x0, y + y1))
             found.append(LineTruth(text=line.text, outline=tuple((float(a), float(b)) for a, b in corners)))
         return tuple(found)
+
+
+def written(
+    text: str,
+    block: Block,
+    lines: tuple[LineTruth, ...],
+    ink: Colour,
+    ground: tuple[str, Rgb],
+    *,
+    role: str = "text",
+    finer: int = 1,
+) -> TextTruth:
+    """The truth of `text` set as `block`, `finer` pixels of which are one of the picture's."""
+    return TextTruth(
+        text=text,
+        role=role,
+        lines=lines,
+        font=block.face.name,
+        handwritten=block.face.handwritten,
+        font_size=block.size / finer,
+        ink=ink.name,
+        ink_rgb=ink.rgb,
+        ground=ground[0],
+        ground_rgb=ground[1],
+        align=block.align,
+    )
 
 
 def fit(

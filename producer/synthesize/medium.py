@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from producer.synthesize.colour import PALETTE, Rgb
+from producer.synthesize.wording import article
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]  # [H, W, 3] or [H, W], RGB in [0, 1]
 MediumKind = Literal["paper", "wood", "cloth", "sign"]
@@ -16,7 +17,8 @@ class Medium(NamedTuple):
     """A flat surface."""
 
     name: str  # as a caption says it
-    written: str  # what was done to put text on it
+    chinese: str
+    written: tuple[str, str]  # what was done to put text on it, in English and in Chinese
     surface: Pixels  # [H, W, 3]
     ground: Rgb  # its median colour, without a sign's edge, to choose an ink against
     bend: float  # how far it may curl, share of its height
@@ -24,12 +26,12 @@ class Medium(NamedTuple):
 
 def medium(kind: MediumKind, width: int, height: int, rng: np.random.Generator) -> Medium:
     """A surface of `kind`."""
-    name, written, surface, bend = {"paper": _paper, "wood": _wood, "cloth": _cloth, "sign": _sign}[kind](
+    name, chinese, written, surface, bend = {"paper": _paper, "wood": _wood, "cloth": _cloth, "sign": _sign}[kind](
         width, height, rng
     )
     surface = np.clip(surface, 0, 1).astype(np.float32)
     red, green, blue = (round(float(value) * 255) for value in np.median(surface, (0, 1)))
-    return Medium(name, written, surface, (red, green, blue), bend)
+    return Medium(name, chinese, written, surface, (red, green, blue), bend)
 
 
 def smooth(width: int, height: int, across: float, down: float, rng: np.random.Generator) -> Pixels:
@@ -40,11 +42,16 @@ def smooth(width: int, height: int, across: float, down: float, rng: np.random.G
     return (large - large.mean()) / max(float(large.std()), 1e-6)
 
 
-_Made = tuple[str, str, Pixels, float]
+_PRINTED, _PAINTED = ("printed", "印"), ("painted", "漆")
+_Made = tuple[str, str, tuple[str, str], Pixels, float]
 
 
 def _paper(width: int, height: int, rng: np.random.Generator) -> _Made:
-    name, rgb = (("white", (246, 245, 240)), ("cream", (242, 232, 206)), ("kraft", (196, 160, 116)))[rng.integers(3)]
+    name, chinese, rgb = (
+        ("white", "白", (246, 245, 240)),
+        ("cream", "米黄色的", (242, 232, 206)),
+        ("kraft", "牛皮", (196, 160, 116)),
+    )[rng.integers(3)]
     fibre = 0.012 * smooth(width, height, 2, 2, rng) + 0.012 * smooth(width, height, 60, 60, rng)
     crease = np.zeros((height, width), np.float32)
     crumpled = rng.random() < 0.4
@@ -54,15 +61,21 @@ def _paper(width: int, height: int, rng: np.random.Generator) -> _Made:
         far = (x / width - 0.5) * np.cos(angle) + (y / height - 0.5) * np.sin(angle) - along
         crease += np.tanh(far * 60).astype(np.float32) * np.exp(-np.abs(far) * 9).astype(np.float32) * 0.05
     said = f"a {'crumpled ' if crumpled else ''}sheet of {name} paper"
-    return said, "printed", _tinted(rgb, 1 + fibre + crease), 0.04
+    said_zh = f"一张{'皱巴巴的' if crumpled else ''}{chinese}纸"
+    return said, said_zh, _PRINTED, _tinted(rgb, 1 + fibre + crease), 0.04
 
 
 def _wood(width: int, height: int, rng: np.random.Generator) -> _Made:
-    name, rgb = (("light", (206, 166, 112)), ("brown", (146, 98, 58)), ("dark", (84, 54, 36)))[rng.integers(3)]
+    name, chinese, rgb = (
+        ("light", "浅色", (206, 166, 112)),
+        ("brown", "棕色", (146, 98, 58)),
+        ("dark", "深色", (84, 54, 36)),
+    )[rng.integers(3)]
     rings = smooth(width, height, width / 2, 14, rng) + 0.5 * smooth(width, height, width / 3, 5, rng)
     grain = 0.5 + 0.5 * np.sin(rings * 4)
     fine = smooth(width, height, 40, 1.5, rng)
-    return f"a {name} wooden board", "painted", _tinted(rgb, 0.9 + 0.14 * grain + 0.03 * fine), 0.0
+    surface = _tinted(rgb, 0.9 + 0.14 * grain + 0.03 * fine)
+    return f"a {name} wooden board", f"一块{chinese}的木板", _PAINTED, surface, 0.0
 
 
 def _cloth(width: int, height: int, rng: np.random.Generator) -> _Made:
@@ -72,7 +85,8 @@ def _cloth(width: int, height: int, rng: np.random.Generator) -> _Made:
     folds = 0.07 * smooth(width, height, width / 4, height * 2, rng)
     base = tuple(round(30 + value * 0.86) for value in colour.rgb)
     shade = 1 + weave + folds + 0.02 * smooth(width, height, 2, 2, rng)
-    return f"a banner of {colour.name} cloth", "printed", _tinted((base[0], base[1], base[2]), shade), 0.06
+    surface = _tinted((base[0], base[1], base[2]), shade)
+    return f"a banner of {colour.name} cloth", f"一条{colour.chinese}的布幅", _PRINTED, surface, 0.06
 
 
 def _sign(width: int, height: int, rng: np.random.Generator) -> _Made:
@@ -81,7 +95,7 @@ def _sign(width: int, height: int, rng: np.random.Generator) -> _Made:
     inset, thick = round(min(width, height) * 0.03), max(2, round(min(width, height) * 0.015))
     edge = (0.96, 0.96, 0.96) if sum(colour.rgb) < 384 else (0.1, 0.1, 0.1)
     cv2.rectangle(surface, (inset, inset), (width - 1 - inset, height - 1 - inset), edge, thick, cv2.LINE_AA)
-    return f"{'an' if colour.name[0] in 'aeiou' else 'a'} {colour.name} metal sign", "painted", surface, 0.0
+    return f"{article(colour.name)} metal sign", f"一块{colour.chinese}的金属牌", _PAINTED, surface, 0.0
 
 
 def _tinted(rgb: Rgb, shade: Pixels) -> Pixels:

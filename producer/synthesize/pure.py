@@ -6,13 +6,14 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field, model_validator
 
-from producer.api.bucket import ASPECTS, bucket
+from producer.api.bucket import ASPECTS, Bucket, bucket
 from producer.synthesize.chance import chance
 from producer.synthesize.colour import Colour, ground_and_ink
 from producer.synthesize.corpus import Corpus, Passage
 from producer.synthesize.fonts import Fonts
-from producer.synthesize.layout import Align, Block, fit
-from producer.synthesize.sample import Sample, SynthesisError, TextTruth, Truth
+from producer.synthesize.layout import Align, Block, fit, written
+from producer.synthesize.sample import Sample, SynthesisError, Truth
+from producer.synthesize.wording import Language, displayed
 
 # Passages tried for one canvas before it is said that they are too long for it.
 _TRIES = 20
@@ -26,6 +27,7 @@ class PureConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     margin: tuple[float, float] = (0.04, 0.14)  # share of the shorter side, drawn between
     leading: tuple[float, float] = (1.2, 1.7)  # baseline to baseline, ems, drawn between
     contrast: float = Field(default=3.0, ge=1.5, le=7)  # least ratio of ink and ground (WCAG: 3 for large text)
+    chinese_captions: float = Field(default=0.3, ge=0, le=1)  # share; the others are English, whatever the text is
 
     @model_validator(mode="after")
     def _ordered(self) -> "PureConfig":
@@ -54,8 +56,10 @@ class Pure:
             block = self._set(passage, canvas.width - 2 * margin, canvas.height - 2 * margin, rng)
             if block:
                 top = margin + round(rng.choice((0.0, 0.5, 0.5, 1.0)) * (canvas.height - 2 * margin - block.height))
-                image = Image.new("RGB", (canvas.width, canvas.height), ground.rgb)
-                return self._sample(index, image, passage.text, block, (margin, top), ground, ink)
+                image, truth = self._draw(index, canvas, passage.text, block, (margin, top), ground, ink)
+                language: Language = "zh" if rng.random() < self._config.chinese_captions else "en"
+                hand = block.face.handwritten
+                return Sample(image, displayed(ground, ink, passage.text, language, handwritten=hand), truth)
         raise SynthesisError(
             f"pure.least_size: {_TRIES} passages of up to corpus.max_characters do not fit {canvas.width} x "
             f"{canvas.height} pixels at {self._config.least_size}; make one of them smaller, or pure.resolution larger"
@@ -75,44 +79,19 @@ class Pure:
             align=cast(Align, str(rng.choice(("left", "center", "right"), p=(0.5, 0.4, 0.1)))),
         )
 
-    def _sample(
-        self,
-        index: int,
-        image: Image.Image,
-        text: str,
-        block: Block,
-        place: tuple[int, int],
-        ground: Colour,
-        ink: Colour,
-    ) -> Sample:
+    def _draw(
+        self, index: int, canvas: Bucket, text: str, block: Block, place: tuple[int, int], ground: Colour, ink: Colour
+    ) -> tuple[Image.Image, Truth]:
+        image = Image.new("RGB", (canvas.width, canvas.height), ground.rgb)
         mask = Image.new("L", image.size)
         block.draw(mask, *place)
         image.paste(ink.rgb, mask=mask)
-        written = TextTruth(
-            text=text,
-            role="text",
-            lines=block.truth(*place),
-            font=block.face.name,
-            font_size=float(block.size),
-            ink=ink.name,
-            ink_rgb=ink.rgb,
-            ground=ground.name,
-            align=block.align,
-        )
-        truth = Truth(
+        return image, Truth(
             way=self.name,
             seed=self._seed,
             index=index,
             width=image.width,
             height=image.height,
             setting=f"plain {ground.name}",
-            texts=(written,),
+            texts=(written(text, block, block.truth(*place), ink, (ground.name, ground.rgb)),),
         )
-        return Sample(image, caption(ground.name, ink.name, text, handwritten=block.face.handwritten), truth)
-
-
-def caption(ground: str, ink: str, text: str, *, handwritten: bool) -> str:
-    """The report's two templates (figure 13)."""
-    if handwritten:
-        return f'The background is {ground}, and the {ink} handwritten text is "{text}".'
-    return f'On {"an" if ground[0] in "aeiou" else "a"} {ground} background, displaying {ink} text "{text}".'

@@ -26,10 +26,12 @@ class TextTruth(BaseModel, frozen=True, strict=True, extra="forbid"):
     role: str  # what it is in the picture: text, title, button, ...
     lines: tuple[LineTruth, ...]
     font: str  # family and style
+    handwritten: bool  # whether the font looks so
     font_size: float  # pixels an em, before any warp
     ink: str  # colour by name
     ink_rgb: tuple[int, int, int]
     ground: str  # what it stands on, by name
+    ground_rgb: tuple[int, int, int]  # its colour, before any light
     align: str
 
 

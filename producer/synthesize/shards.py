@@ -1,12 +1,13 @@
 """Samples into webdataset tars: NAME.png (or .jpg), NAME.txt with the caption, NAME.json with the truth."""
 
+import filecmp
 import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -39,19 +40,32 @@ class Way(Protocol):
         """Sample `index`."""
 
 
-def write_shards(way: Way, count: int, config: ShardsConfig) -> Iterator[tuple[Path, list[Sample]]]:
-    """Write `count` samples of `way` from `config.first` on; each tar is given when it is in place, whole."""
+class Written(NamedTuple):
+    """A tar that is in place, whole."""
+
+    path: Path
+    samples: int
+    first: list[Sample]  # as many as were asked to be kept
+
+
+def write_shards(way: Way, count: int, config: ShardsConfig, *, keep: int = 0) -> Iterator[Written]:
+    """Write `count` samples of `way` from `config.first` on, a tar at a time; `keep` of them are given back to look at.
+
+    One picture is held at a time. A tar that is there with the same bytes is left alone, and with it what was scored.
+    """
     config.out.mkdir(parents=True, exist_ok=True)
     end = config.first + count
     for start in range(config.first, end, config.shard):
-        samples = [way.make(index) for index in range(start, min(start + config.shard, end))]
+        numbers = range(start, min(start + config.shard, end))
         path = config.out / f"{way.name}-{start // config.shard:05d}.tar"
-        _write_tar(path, samples, config)
-        yield path, samples
+        first = _write_tar(path, (way.make(index) for index in numbers), config, keep)
+        keep -= len(first)
+        yield Written(path, len(numbers), first)
 
 
-def _write_tar(path: Path, samples: list[Sample], config: ShardsConfig) -> None:
+def _write_tar(path: Path, samples: Iterator[Sample], config: ShardsConfig, keep: int) -> list[Sample]:
     aside = path.with_name(f".{path.name}.part")
+    first: list[Sample] = []
     with tarfile.open(aside, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             truth = json.dumps({"truth": sample.truth.model_dump(mode="json")}, ensure_ascii=False, sort_keys=True)
@@ -64,7 +78,13 @@ def _write_tar(path: Path, samples: list[Sample], config: ShardsConfig) -> None:
                 member = tarfile.TarInfo(f"{sample.truth.way}-{sample.truth.index:09d}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    os.replace(aside, path)
+            if len(first) < keep:
+                first.append(sample)
+    if path.is_file() and filecmp.cmp(aside, path, shallow=False):
+        aside.unlink()
+    else:
+        os.replace(aside, path)
+    return first
 
 
 def _encoded(sample: Sample, config: ShardsConfig) -> bytes:

@@ -1,39 +1,23 @@
-"""Judging pictures: the model-free operators on one decode against one library call and one decode a judgement."""
+"""Near-duplicates among a million pictures: seconds, memory, copies found and pictures confused."""
 
-import hashlib
 import io
 import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import cast
 
 import cv2
-import imagehash
 import numpy as np
-import pytest
 from PIL import Image
-from skimage.measure import shannon_entropy
-from skimage.restoration import estimate_sigma
 
-from producer.operator.judgement import SIDE
-from producer.operator.stage import OPT_IN, OperatorsConfig, build_stage
-from producer.scoring import look
-from producer.source.shard import RawSample, Reader
-from tests.bench.report import record
-from tests.unit.producer.damaged import jpeg, photographs
+from producer.clusters import Age
+from producer.neighbours import Hashes
+from producer.operator.judgement import SIDE, Clusters, Facts
+from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig, hash_pixels
+from tests.bench.report import peak_growth, record
+from tests.unit.producer.damaged import photographs
 
-RUNS = 5
-TARGET = 3.0
-
-
-def grey(content: bytes) -> np.ndarray:
-    """OpenCV's own decoding, at the side that ours measure at."""
-    return small(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE))
-
-
-def colour(content: bytes) -> np.ndarray:
-    return small(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR))
+MILLION = 1_000_000
 
 
 def small(pixels: np.ndarray) -> np.ndarray:
@@ -45,70 +29,123 @@ def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def blocks(pixels: np.ndarray, cell: int) -> float:
-    """Steps across a grid over those elsewhere: no library has a call for blocks or mosaics."""
-    steps = cv2.absdiff(pixels[:, 1:], pixels[:, :-1]).mean(axis=0)
-    return float(max(steps[phase::cell].mean() for phase in range(cell)) / (steps.mean() + 1))
+def natural(number: int, seed: int) -> Hashes:
+    """Hashes of pictures whose frequencies fall as in photographs, without drawing them: 9 x 9 frequencies each."""
+    draw = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.arange(9), np.arange(9))
+    size = (1 / np.maximum(1, np.hypot(across, down))).astype(np.float32)
+    waves = [np.cos(np.pi * (np.arange(points)[:, None] + 0.5) * np.arange(9) / points) for points in (8, 9)]
+    found = []
+    for first in range(0, number, 1 << 16):
+        low = draw.standard_normal((min(1 << 16, number - first), 9, 9), dtype=np.float32) * size
+        for coefficients in (low, low * np.resize(np.asarray([1, -1], np.float32), 9)):
+            small = np.einsum("yu,nuv,xv->nyx", *(waves[0], coefficients, waves[1]), optimize=True)
+            part = coefficients[:, :8, :8].reshape(-1, 64)
+            found.append(part > np.median(part[:, 1:], axis=1)[:, None])
+            found.append((small[:, :, 1:] > small[:, :, :-1]).reshape(-1, 64))
+    words = [np.packbits(flags, axis=1).view(">u8").ravel().astype(np.uint64) for flags in found]
+    return Hashes(*(np.concatenate(words[kind::4]) for kind in range(4)))
 
 
-# A judgement each, as the libraries' documentation shows them. For blocks and mosaics, along one axis and for one size
-# of cell: less than ours do.
-PEER: dict[str, Callable[[bytes], object]] = {
-    "broken": lambda content: opened(content).load(),
-    "resolution": lambda content: opened(content).size,
-    "exact_duplicate": lambda content: hashlib.sha256(content).hexdigest(),
-    "near_duplicate, phash": lambda content: imagehash.phash(opened(content)),
-    "near_duplicate, dhash": lambda content: imagehash.dhash(opened(content)),
-    "rotation": lambda content: opened(content).getexif().get(0x0112, 1),
-    "clarity": lambda content: cv2.Laplacian(grey(content), cv2.CV_64F).var(),
-    "underexposure": lambda content: np.percentile(grey(content), 98),
-    "overexposure": lambda content: (grey(content) >= 250).mean(),
-    "saturation": lambda content: (cv2.cvtColor(colour(content), cv2.COLOR_BGR2HSV)[..., 1] >= 242).mean(),
-    "entropy": lambda content: shannon_entropy(grey(content)),
-    "texture": lambda content: (lambda one: np.corrcoef(one[:, 1:].ravel(), one[:, :-1].ravel()))(grey(content)),
-    "noise": lambda content: estimate_sigma(grey(content)),
-    "compression": lambda content: blocks(grey(content), 8),
-    "mosaic": lambda content: blocks(grey(content), 12),
+def again(pixels: np.ndarray, quality: int, kind: str = "JPEG") -> np.ndarray:
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, kind, quality=quality)
+    return np.asarray(opened(out.getvalue()).convert("RGB"))
+
+
+def tinted(pixels: np.ndarray) -> np.ndarray:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV).astype(np.int64)
+    hsv[..., 0], hsv[..., 1] = (hsv[..., 0] + 4) % 180, np.minimum(255, hsv[..., 1] * 1.1)
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+def resized(by: float) -> Callable[[np.ndarray], np.ndarray]:
+    how = cv2.INTER_AREA if by < 1 else cv2.INTER_CUBIC
+    return lambda pixels: cv2.resize(pixels, None, fx=by, fy=by, interpolation=how)
+
+
+def cropped(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    def crop(pixels: np.ndarray) -> np.ndarray:
+        top, left = (int(size * share / 2) for size in pixels.shape[:2])
+        return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
+
+    return crop
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "JPEG of quality 40": lambda pixels: again(pixels, 40),
+    "WebP of quality 50": lambda pixels: again(pixels, 50, "WEBP"),
+    "8 % smaller": resized(0.92),
+    "half the size": resized(0.5),
+    "1.7 times the size": resized(1.7),
+    "brighter": lambda pixels: np.clip(pixels * 1.05 + 4, 0, 255).astype(np.uint8),
+    "darker": lambda pixels: (pixels * 0.9).astype(np.uint8),
+    "another gamma": lambda pixels: ((pixels / 255) ** 0.9 * 255).astype(np.uint8),
+    "another hue": tinted,
+    "grey": lambda pixels: np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2),
+    "mirrored": lambda pixels: pixels[:, ::-1],
+    "mirrored, smaller, JPEG of quality 40": lambda pixels: again(resized(0.92)(pixels[:, ::-1]), 40),
 }
+CROPS = {f"cropped by {share:.0%}": cropped(share) for share in (0.02, 0.05, 0.1)}
 
 
-@pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
-    """Whole photographs as JPEG of 1024 pixels, as a crawl has them."""
-    whole = [pixels for name, pixels in photographs() if "-" not in name]
-    sizes = [1024 / max(one.shape[:2]) for one in whole]
-    return [
-        jpeg(cv2.resize(one, None, fx=by, fy=by, interpolation=cv2.INTER_CUBIC))
-        for one, by in zip(whole, sizes, strict=True)
-    ]
+def planted() -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Photographs, and by kind of copy the hashes [n, 4] of a copy of each."""
+    whole = [small(pixels) for _, pixels in photographs() if min(pixels.shape[:2]) >= 150]
+    copies = {
+        name: np.asarray([hash_pixels(small(copy(one))) for one in whole], np.uint64)
+        for name, copy in (COPIES | CROPS).items()
+    }
+    return whole, copies
 
 
-def test_images_a_second_of_one_core_over_the_model_free_operators(pictures: list[bytes]) -> None:
-    assert set(OPT_IN) <= set(PEER), "an operator without a peer would be judged for nothing"
-    cv2.setNumThreads(1)
-    stage = build_stage(OperatorsConfig.model_validate({name: {} for name in OPT_IN}))
+def within(own: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Whether each copy is within the radius of its original, mirrored or not, from hashes [n, 4] of both."""
+    ways = [(own[:, :2], copies[:, :2]), (own[:, :2], copies[:, 2:]), (own[:, 2:], copies[:, :2])]
+    apart = [np.bitwise_count(one ^ other).max(axis=1) for one, other in ways]
+    return np.min(apart, axis=0) <= NearDuplicateConfig().radius
 
-    def ours() -> None:
-        raw = [RawSample("x", "x", "x.jpg", 0, len(one), {"raw": "x"}, image=one) for one in pictures]
-        samples = [look(cast(Reader, None), one, stage)[1] for one in raw]
-        for operator in stage.single:
-            assert all(score.value is not None for score in operator.score(samples))
 
-    def peer() -> None:
-        for content in pictures:
-            for judgement in PEER.values():
-                judgement(content)
+def test_near_duplicates_among_a_million_hashes() -> None:
+    """Planted copies of real photographs, crowds of equal and nearly equal pictures, and a million others."""
+    whole, copies = planted()
+    own = np.asarray([hash_pixels(one) for one in whole], np.uint64)
+    crowd = np.repeat(np.random.default_rng(1).integers(0, 2**64, (1, 4), np.uint64), 20_000, axis=0)
+    crowd[10_000:] ^= np.uint64(1) << np.random.default_rng(2).integers(0, 64, (10_000, 4), np.uint64)
+    parts = [natural(MILLION, seed=0), own.T, *(one.T for one in copies.values()), crowd.T]
+    hashes = Hashes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    number = len(hashes.phash)
+    age = Age(np.ones(number, np.int64), np.ones(number, np.int64), np.full(number, np.nan))
+    facts = Facts(age, np.zeros((number, 2), np.uint64), hashes)
+    found: list[Clusters] = []
+    start = time.thread_time()
+    memory = peak_growth(lambda: found.append(NearDuplicate(NearDuplicateConfig()).cluster(facts)))
+    seconds = time.thread_time() - start
 
-    seconds: dict[Callable[[], None], list[float]] = {ours: [], peer: []}
-    for run in (ours, peer) * RUNS:
-        # Of this thread, so that what else the machine does counts for neither.
-        start = time.thread_time()
-        run()
-        seconds[run].append(time.thread_time() - start)
-    mine, theirs = (len(pictures) / statistics.median(seconds[run]) for run in (ours, peer))
-    case = {"ours": mine, "peer": theirs, "ratio": mine / theirs, "target": TARGET, "unit": "images/s a core"}
-    record("curate.json", {"model-free operators": case})
-    print(
-        f"\n  {len(PEER)} judgements of {len(pictures)} JPEGs of 1024 pixels, load {os.getloadavg()[0]:.1f}: "
-        f"ours {mine:.1f} images/s a core, a call and a decode each {theirs:.1f}; {mine / theirs:.2f}x of {TARGET:g}x"
-    )
+    kept = found[0].representative
+    originals, *groups = np.split(kept[MILLION : number - len(crowd)], len(copies) + 1)
+    # By itself: in the set a copy may also be joined by way of another one.
+    near = {name: within(own, copy) for name, copy in copies.items()}
+    assert all((group == originals)[near[name]].all() for name, group in zip(copies, groups, strict=True))
+    recall = {name: float(hits.mean()) for name, hits in near.items()}
+    missed = 1 - statistics.mean(recall[name] for name in COPIES)
+    pairs = len(whole) * (len(whole) - 1) // 2
+    confused = sum(int((originals[:one] == originals[one]).sum()) for one in range(len(whole))) / pairs
+    joined = int((kept[:MILLION] != np.arange(MILLION)).sum())
+    cases = {
+        "seconds for a million": (seconds, 60.0, "s"),
+        "memory for a million": (memory / 1e9, 2.0, "GB"),
+        "copies missed": (missed, 0.01, "share"),
+        "photographs confused": (confused, 1e-4, "share of pairs"),
+    }
+    for name, (ours, most, unit) in cases.items():
+        ratio = most / max(ours, most / 1000)  # what is not there at all counts as a thousandth of what may be
+        case = {"ours": ours, "peer": most, "ratio": ratio, "target": 1.0, "unit": unit}
+        record("curate.json", {f"near duplicates, {name}": case})
+    print(f"\n  {number} hashes: {seconds:.1f} s of one core, {memory / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}")
+    for name, share in recall.items():
+        print(f"    {share:.3f} of {len(whole)} found: {name}")
+    print(f"  {1 - missed:.4f} in all, crops aside; {confused:.1e} of {pairs} pairs of photographs confused;")
+    print(f"  {joined} of {MILLION} others joined to something")
+    assert missed <= 0.01 and confused <= 1e-4
+    assert len(set(kept[-len(crowd) :])) == 1

@@ -85,7 +85,7 @@ def make_source(folder: Path, side: int) -> None:
         "sha256": [hashes[number % 4] for number in range(PHOTOS)],
         "width": [side] * PHOTOS,
         "height": [side] * PHOTOS,
-        "captions": [[{"split": "raw", "text": text, "tokens": len(text) // 4}] for text in texts],
+        "captions": [[{"split": "raw", "text": text, "tokens": len(text) // 4, "kept": True}] for text in texts],
         "cluster": list(columns["key"]),
     }
     rows = table(PHOTOS)

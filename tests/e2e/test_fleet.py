@@ -142,7 +142,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory, encoders: Path) -> list[str
     """Overrides for a small source, its index and tiny encoders."""
     folder = make_photos(tmp_path_factory.mktemp("photos"))
     recipe = 'recipe={resolutions=[64], aspects=["1:1"], units=2, samples=4, validation_samples=2}'
-    return [f"encoder.root={encoders}", f"curate.index={folder}/index", f"source.path={folder}/raw", recipe]
+    return [
+        f"encoder.root={encoders}",
+        f"curate.index={folder}/index",
+        f"source.path={folder}/raw",
+        "source.also={}",
+        recipe,
+    ]
 
 
 def test_a_missing_index_is_said_in_one_message_before_anything_starts(tmp_path: Path, encoders: Path) -> None:

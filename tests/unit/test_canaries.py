@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from consumer.pieces import INDEX, INDEX_HASH, CheckpointReader, index_hash
 from consumer.released import ReleasedError, _stored, check_released
@@ -36,6 +37,7 @@ from producer.cache_file import CacheFile, Layout
 from producer.encode import Encoder, EncoderConfig
 from producer.index import Index
 from producer.operator.nsfw import Nsfw, NsfwConfig
+from producer.operator.pretrained import ModelError
 from producer.source.reader import SourceConfig, open_source
 from producer.synthetic import SyntheticMaker
 from producer.tokens import count_tokens
@@ -196,6 +198,9 @@ def test_a_classifier_that_is_only_code_is_refused(tmp_path: Path, canary: Canar
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / "c" / name).write_text(json.dumps(said | {"auto_map": REMOTE, "image_processor_type": "Canary"}))
     (tmp_path / "c" / "model.safetensors").write_bytes(canary.pickle)
+    with pytest.raises(ModelError, match="damaged"):
+        Nsfw(NsfwConfig(model=tmp_path / "c", unsafe=("nsfw",)))
+    save_file({}, tmp_path / "c" / "model.safetensors")
     operator = Nsfw(NsfwConfig(model=tmp_path / "c", unsafe=("nsfw",)))
     with pytest.raises((ValueError, OSError, KeyError)):
         operator._load()

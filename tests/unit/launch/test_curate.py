@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from launch.curate import CurationView, report, show
-from producer.curate import Funnel, Progress
+from producer.curate import Progress
+from producer.funnel import Funnel
 
 FUNNEL = Funnel(
     generation="0123456789abcdef",
@@ -34,6 +35,12 @@ def test_the_table_shows_every_number_of_the_funnel(capsys: pytest.CaptureFixtur
         ["kept: 256x256", "100"],
         ["kept: 144x448", "82"],
     ]
+
+
+def test_how_many_are_annotated_is_shown_where_annotations_join(capsys: pytest.CaptureFixture[str]) -> None:
+    show(replace(FUNNEL, annotated=170))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["kept: annotated", "170", ""] in rows
 
 
 def test_names_are_data_and_neither_markup_nor_orders_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

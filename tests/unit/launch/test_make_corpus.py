@@ -12,11 +12,13 @@ from launch.lettering import SIGNS, draw
 from launch.make_corpus import CorpusError, _package, make_corpus
 from launch.photographs import PHOTOGRAPHS
 from producer.api.bucket import ASPECTS, bucket, nearest
-from producer.operator.near_duplicate import NearDuplicateConfig, compare, hash_pixels
+from producer.neighbours import Hashes
+from producer.operator.near_duplicate import NearDuplicateConfig, hash_pixels
 from producer.picture import decode
 from producer.source.shard import RawSample
 from producer.source.store import LocalStore
 from producer.source.tars import Tars
+from tests.unit.producer.all_pairs import apart, closest
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,11 @@ def good(corpus: Path) -> dict[str, tuple[RawSample, Image.Image]]:
 
 def test_it_is_the_same_to_the_byte_and_written_only_where_it_changed(corpus: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path)
-    names = sorted(path.name for path in corpus.iterdir())
-    assert names == sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.relative_to(corpus).as_posix() for path in corpus.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert all((corpus / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
     (tmp_path / "planted.json").write_text("[]")
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
     make_corpus(tmp_path)
     assert {name for name in names if (tmp_path / name).stat().st_mtime_ns != before[name]} == {"planted.json"}
 
@@ -64,8 +66,7 @@ def test_good_samples_are_no_near_duplicates_by_the_operators_own_measure(
     good: dict[str, tuple[RawSample, Image.Image]],
 ) -> None:
     hashes = np.asarray([hash_pixels(np.asarray(image)) for _, image in good.values()], np.uint64)
-    closest, _ = compare(hashes[:, 0], hashes[:, 1], 0)
-    nearest_key = min(zip(closest, good, strict=True))
+    nearest_key = min(zip(closest(apart(Hashes(*hashes.T))), good, strict=True))
     assert nearest_key[0] > NearDuplicateConfig().radius, nearest_key
 
 

@@ -42,4 +42,4 @@ def test_the_page_names_the_defaults_that_are() -> None:
     said = {name: float(number) for one, two, a, b in fields for name, number in ((one, a), (two, b)) if name}
     defaults = RemoteConfig().model_dump()
     assert len(said) == 5 and said == {name: defaults[name] for name in said}
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8

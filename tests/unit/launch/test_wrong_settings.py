@@ -27,6 +27,8 @@ WRONG = {
     "seed": "override 'seed': write it as key.path=value",
     "run.dir.x=1": "override 'run.dir.x=1': dir is a value, not a table",
     "cache.path=${run.dri}/cache": "${run.dri}: no such setting in the file",
+    "annotate.server.urll=x": "annotate.server.url: required, not set\nannotate.server.model: required, not set\n"
+    "annotate.server.urll: no such setting; did you mean url?",
     # types
     "train.steps=1.5": "train.steps: input should be a valid integer, got 1.5",
     'train.steps="many"': "train.steps: input should be a valid integer, got 'many'",
@@ -40,6 +42,13 @@ WRONG = {
     "source.kind=zip": "source.kind: input should be 'tars', 'parquet' or 'folder', got 'zip'",
     "encoder.device=gpu": "encoder.device: 'gpu' is no device; use cpu, cuda or cuda:1",
     "sample.device=gpu": "sample.device: 'gpu' is no device; use cpu, cuda or cuda:1",
+    'annotate={server={url="http://far.example/v1", model="m"}}': "annotate.server.url: http://far.example/v1 sends "
+    "key and pictures without TLS; use https://, or say annotate.server.plaintext=true in a network where nobody else "
+    "is",
+    'annotate.server={url="https://far.example/v1", model="m", key="sk-1"}': "annotate.server.key: give the NAME of an "
+    "environment variable that holds the key, never the key itself",
+    'annotate={server={url="https://far.example/v1", model="m"}, local={model="x"}}': "annotate: both server and local "
+    "are set; choose one",
     # bounds
     "train.steps=0": "train.steps: input should be greater than 0, got 0",
     "optim.lr=-1": "optim.lr: input should be greater than 0, got -1",

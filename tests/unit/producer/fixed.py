@@ -15,8 +15,8 @@ def fixed_plan() -> Plan:
     rows = 700
     number = np.arange(rows)
     captions = [
-        [{"split": "raw", "text": "", "tokens": 20 + n * 7919 % 300}]
-        + ([{"split": "fused", "text": "", "tokens": 50 + n * 104729 % 500}] if n % 3 else [])
+        [{"split": "raw", "text": "", "tokens": 20 + n * 7919 % 300, "kept": True}]
+        + ([{"split": "fused", "text": "", "tokens": 50 + n * 104729 % 500, "kept": True}] if n % 3 else [])
         for n in range(rows)
     ]
     sizes = {"width": (300 + number * 31 % 1100).astype(np.int32), "height": (300 + number * 57 % 900).astype(np.int32)}

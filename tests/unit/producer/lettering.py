@@ -17,10 +17,10 @@ Opening hours: Monday to Friday 9-17, Saturday 10-14. Closed on Sunday.
 """
 
 
-def package_fonts() -> Path:
-    found = importlib.util.find_spec("mplfonts")
+def package_fonts(package: str = "mplfonts", folder: str = "fonts") -> Path:
+    found = importlib.util.find_spec(package)
     assert found and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "fonts"
+    return Path(found.submodule_search_locations[0]) / folder
 
 
 def fonts(*only: str, handwritten: tuple[str, ...] = ()) -> Fonts:

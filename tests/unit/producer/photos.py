@@ -27,7 +27,7 @@ def jpeg(number: int) -> bytes:
 
 def captions(number: int) -> list[dict[str, object]]:
     words = "an astronaut " * (1 + number % 4) + str(number)
-    return [{"split": "raw", "text": words, "tokens": 4 + 3 * (number % 4)}]
+    return [{"split": "raw", "text": words, "tokens": 4 + 3 * (number % 4), "kept": True, "reason": ""}]
 
 
 def make_photos(folder: Path) -> Path:

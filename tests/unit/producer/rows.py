@@ -57,7 +57,13 @@ def captions(draw: np.random.Generator, rows: int, splits: Sequence[str], spread
     count = rows * len(splits)
     tokens = np.clip(draw.lognormal(4.9, spread, count), 4, 1000).astype(np.int32)
     each = pa.StructArray.from_arrays(
-        [pa.array(list(splits) * rows, pa.string()), pa.array(["a caption"] * count, pa.string()), pa.array(tokens)],
+        [
+            pa.array(list(splits) * rows, pa.string()),
+            pa.array(["a caption"] * count, pa.string()),
+            pa.array(tokens),
+            pa.array(np.ones(count, bool)),
+            pa.array([""] * count, pa.string()),
+        ],
         fields=list(CAPTION),
     )
     return pa.ListArray.from_arrays(pa.array(np.arange(0, count + 1, len(splits)), pa.int32()), each)

@@ -8,15 +8,18 @@ import pytest
 from PIL import Image
 
 from producer.synthesize.backdrop import BackdropConfig, Backdrops
-from producer.synthesize.compositional import Compositional, CompositionalConfig, region
+from producer.synthesize.compositional import Compositional, CompositionalConfig
 from producer.synthesize.medium import KINDS, medium
 from producer.synthesize.sample import SynthesisError
+from producer.synthesize.wording import quote, region
 from tests.unit.producer.lettering import corpus, fonts
 
 
 def compositional(folder: Path, seed: int = 0, **settings: object) -> Compositional:
     faces = fonts()
-    config = CompositionalConfig.model_validate({"resolution": 256, "least_size": 12} | settings)
+    config = CompositionalConfig.model_validate(
+        {"resolution": 256, "least_size": 12, "chinese_captions": 0.0} | settings
+    )
     return Compositional(config, corpus(folder, faces), faces, seed)
 
 
@@ -26,7 +29,7 @@ def test_the_truth_says_where_the_lines_lie(tmp_path: Path) -> None:
         made = way.make(index)
         (text,) = made.truth.texts
         assert "".join(line.text for line in text.lines).replace(" ", "") == text.text.replace(" ", "")
-        assert f'"{text.text}"' in made.caption and text.ground in made.caption and text.ink in made.caption
+        assert quote(text.text) in made.caption and text.ground in made.caption and text.ink in made.caption
         pixels = np.asarray(made.image, np.float32)
         for line in text.lines:
             points = np.array(line.outline, np.float32)
@@ -75,6 +78,19 @@ def test_places_have_words() -> None:
         "top-right",
         "bottom",
     ]
+    assert [region(x, y, "zh") for x, y in ((0.5, 0.5), (0.2, 0.5), (0.9, 0.1), (0.5, 0.9))] == [
+        "中央",
+        "中央偏左处",
+        "右上方",
+        "下方",
+    ]
+
+
+def test_a_scene_can_be_told_in_chinese(tmp_path: Path) -> None:
+    made = compositional(tmp_path, chinese_captions=1.0).make(0)
+    (text,) = made.truth.texts
+    assert made.caption.startswith("画面") and quote(text.text, "zh") in made.caption and "着" in made.caption
+    assert text.ground not in made.caption and text.ink not in made.caption
 
 
 def test_backgrounds_that_cannot_be_had_are_named(tmp_path: Path) -> None:

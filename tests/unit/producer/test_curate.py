@@ -1,5 +1,6 @@
 """Curation on a real local Ray: the planted faults are found, sums add up, and being killed changes nothing."""
 
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,16 +19,20 @@ from PIL import Image
 from skimage import data
 
 from launch.make_corpus import make_corpus
+from producer.annotate.config import AnnotateConfig
+from producer.annotate.run import annotate
 from producer.api.bucket import ASPECTS
 from producer.cluster import ClusterError
-from producer.curate import CurateConfig, CurateError, Funnel, Progress, curate, within
+from producer.curate import CurateConfig, CurateError, Progress, curate, within
+from producer.funnel import Funnel
 from producer.index import Index
 from producer.lock import LockError, exclusive
-from producer.operator.nsfw import NsfwError
+from producer.operator.pretrained import ModelError
 from producer.operator.stage import OperatorsConfig
 from producer.source.reader import SourceConfig
 from producer.source.shard import SourceError
 from producer.tokens import TokenizerError, count_tokens
+from tests.unit.producer.chat import FINDINGS, Reply, completion, has_picture, serving
 from tests.unit.producer.test_sources import write_tar
 
 ROOT = Path(__file__).parents[3]
@@ -93,7 +99,8 @@ def test_every_planted_fault_is_dropped_by_the_operator_for_it_and_nothing_else_
 ) -> None:
     folder, _ = curated
     rows = Index.open(folder / "index").table.select(["key", "kept", "dropped_by"]).to_pylist()
-    planted = {item["key"]: item["operator"] for item in json.loads((corpus / "planted.json").read_text())}
+    said = json.loads((corpus / "planted.json").read_text())
+    planted = {item["key"]: item["operator"] for item in said if item["stage"] == 1}
     ours = [row for row in rows if not row["key"].startswith("retina-")]
     assert {row["key"]: row["dropped_by"] for row in ours if not row["kept"]} == planted
 
@@ -242,7 +249,7 @@ def test_wrong_settings_are_named_before_ray_starts(corpus: Path, tokenizer: Pat
         run(tmp_path / "nowhere", tmp_path, tokenizer)
     with pytest.raises(TokenizerError, match=r"encoder: .*nowhere holds no tokenizer_config\.json"):
         run(corpus, tmp_path, tmp_path / "nowhere")
-    with pytest.raises(NsfwError, match=r"operators\.nsfw\.model: .*nowhere holds no readable config\.json"):
+    with pytest.raises(ModelError, match=r"operators\.nsfw\.model: .*nowhere holds no readable config\.json"):
         run(corpus, tmp_path, tokenizer, operators={"nsfw": {"model": tmp_path / "nowhere"}})
     with pytest.raises(ClusterError, match=r"curate\.address: nobody answers at 127\.0\.0\.1:1 "):
         run(corpus, tmp_path, tokenizer, address="127.0.0.1:1")
@@ -272,3 +279,41 @@ def test_an_error_inside_a_task_is_not_swallowed() -> None:
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(within(broken(), 5, "curate.stall_s"))
+
+
+def test_annotations_join_the_next_generation_and_are_judged_as_other_captions(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """A real server on the loopback annotates what was kept; nothing is scored again, no Ray is asked."""
+    folder, first = curated
+
+    def answer(request: dict[str, Any]) -> Reply:
+        """Every second picture is answered with a caption that repeats itself."""
+        drawn = hashlib.sha256(json.dumps(request["messages"]).encode()).digest()[0] % 2
+        caption = "a cat " * 300 if drawn and has_picture(request) else FINDINGS["Caption"]
+        found = FINDINGS | {"Caption": caption, "Watermark List": ["a logo"]}
+        return Reply(completion(json.dumps(found if has_picture(request) else {"Fused Caption": "A cup and a name."})))
+
+    with serving(answer) as chat:
+        config = AnnotateConfig.model_validate({"out": tmp_path, "server": {"url": chat.url, "model": "m"}})
+        said = annotate(SourceConfig(path=corpus), config, folder / "index")
+    assert said.annotated == said.seen == first.kept
+    settings: dict[str, Any] = {"annotations": (tmp_path,), "address": "127.0.0.1:1"}
+    operators = {"invalid_caption": {}, "token_length": {}}
+    joined, _ = run(corpus, folder, tokenizer, operators=operators, **settings)
+    index = Index.open(folder / "index")
+    assert joined.scored == 0 and index.id == joined.generation != first.generation and first.annotated is None
+    assert joined.seen == joined.kept + sum(joined.dropped.values()) == first.seen
+    rows = [row for row in index.table.to_pylist() if row["tag.image_type"]]
+    assert joined.annotated == sum(row["kept"] for row in rows) > 0
+    assert len(rows) == said.annotated and {row["tag.watermark_list"] for row in rows} == {'["a logo"]'}
+    captions = [{one["split"]: one for one in row["captions"]} for row in rows]
+    assert {tuple(row) for row in captions} == {("fused", "raw", "recaption")}
+    bad = [row["recaption"] for row in captions if row["recaption"]["text"].startswith("a cat")]
+    assert 0 < len(bad) < len(rows) and not any(one["kept"] for one in bad)
+    assert all(one["reason"].startswith("invalid_caption: repetition") for one in bad)
+    assert [row["fused"]["tokens"] for row in captions] == [count_tokens(tokenizer, ["A cup and a name."])[0]] * len(
+        rows
+    )
+    back, _ = run(corpus, folder, tokenizer, address="127.0.0.1:1")
+    assert back.generation == first.generation

@@ -64,7 +64,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tar(folder / "raw" / "edits.tar", members)
     operators = OperatorsConfig.model_validate({"resolution": {"min": 1.0}})
     stage = build_stage(operators)
-    rows = decide(score(folder / "raw", operators), stage, source="edits", count_tokens=lengths)
+    rows = decide(
+        score(folder / "raw", operators), stage, source=SourceConfig(path="nowhere", name="edits"), count_tokens=lengths
+    )
     assert rows["kept"].to_pylist() == [True] * EDITS, rows["reason"]
     write_generation(folder / "index", rows, tokenizer="t", operators=describe(operators, stage))
     shutil.rmtree(folder / "raw" / ".scores")

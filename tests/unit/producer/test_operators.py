@@ -15,7 +15,8 @@ from producer.operator.broken import Broken, BrokenConfig
 from producer.operator.caption import Caption
 from producer.operator.file_size import FileSize, FileSizeConfig
 from producer.operator.judgement import Judgement, Operator, Picture, Sample, Score
-from producer.operator.nsfw import Nsfw, NsfwConfig, NsfwError
+from producer.operator.nsfw import Nsfw, NsfwConfig
+from producer.operator.pretrained import ModelError
 from producer.operator.resolution import Resolution, ResolutionConfig
 from producer.operator.stage import OperatorsConfig, build_stage, describe, scoring
 from producer.source.shard import RawSample
@@ -176,7 +177,7 @@ def test_the_unsafe_labels_and_the_bound_are_settings(classifier: Path) -> None:
     ("change", "message"),
     [
         ({"model": "nowhere"}, "holds no readable config.json"),
-        ({"model": "other"}, r"holds \['BertModel'\], no image classifier"),
+        ({"model": "other"}, r"holds \['BertModel'\], not a ForImageClassification"),
         ({"unsafe": ("porn",)}, r"operators.nsfw.unsafe: \['porn'\]; .* knows \['normal', 'nsfw', 'violent'\]"),
         ({"unsafe": ()}, "operators.nsfw.unsafe"),
     ],
@@ -189,7 +190,7 @@ def test_a_wrong_classifier_is_named_before_anything_runs(
     settings = {"model": classifier} | change
     if isinstance(settings["model"], str):
         settings["model"] = tmp_path / settings["model"]
-    with pytest.raises(NsfwError, match=message):
+    with pytest.raises(ModelError, match=message):
         build_stage(OperatorsConfig(nsfw=NsfwConfig(**settings)))
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -15,7 +16,19 @@ from launch.config import build, fill, read
 from launch.settings import Settings
 from producer.operator.judgement import SIDE, Sample, Score
 from producer.operator.stage import OPT_IN, OperatorsConfig, build_stage, describe, scoring
-from tests.unit.producer.damaged import DAMAGES, jpeg, judge, pairs, photographs, seen
+from tests.unit.producer.damaged import (
+    DAMAGES,
+    READ,
+    choose,
+    default_bound,
+    jpeg,
+    judge,
+    pairs,
+    photographs,
+    precision_and_recall,
+    scored,
+    seen,
+)
 from tests.unit.producer.test_scoring import judge as judged_rows
 from tests.unit.producer.test_scoring import score, write
 
@@ -31,25 +44,36 @@ def rates(name: str, every: int = 1) -> tuple[int, float, float]:
     return len(found), right / max(1, right + wrong), right / len(found)
 
 
-@pytest.mark.parametrize("name", OPT_IN)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_photographs_are_dropped_and_whole_ones_kept(name: str) -> None:
-    number, precision, recall = rates(name, every=9)
+    number, precision, recall = rates(name, every=47 if name in READ else 9)
     assert number >= 3
     assert precision >= 0.9 and recall >= 0.9
 
 
 @pytest.mark.long
-def test_precision_and_recall_over_all_photographs_are_at_least_95_percent() -> None:
-    table = Table("operator", "pairs", "precision", "recall")
-    measured = {name: rates(name) for name in OPT_IN}
-    for name, (number, precision, recall) in measured.items():
-        table.add_row(name, f"{number}", f"{precision:.3f}", f"{recall:.3f}")
-    Console().print(table)
-    assert measured.keys() == DAMAGES.keys()
-    assert {name: row for name, row in measured.items() if min(row[1:]) < 0.95} == {}
+@pytest.mark.timeout(3600)
+def test_precision_and_recall_on_photographs_held_out_are_at_least_95_percent() -> None:
+    """By thresholds that were chosen on the other half of the photographs, and by the default ones."""
+    table = Table("operator", "pairs", "default", "precision", "recall", "chosen", "precision", "recall")
+    measured = {}
+    for name in DAMAGES:
+        rows = scored(name)
+        seen, unseen = ([row for row in rows if row.held_out is held_out] for held_out in (False, True))
+        bounds = default_bound(name), choose(seen)
+        found = [precision_and_recall(unseen, bound) for bound in bounds]
+        measured[name] = [rate for both in found for rate in both]
+        said = [
+            (f"{abs(bound):.3g}", *(f"{rate:.3f}" for rate in both)) for bound, both in zip(bounds, found, strict=True)
+        ]
+        table.add_row(name, f"{len(unseen)}", *said[0], *said[1])
+    Console(width=120).print(table)
+    assert {name: row for name, row in measured.items() if min(row[:2]) < 0.95} == {}
+    # Chosen blindly, the middle of all bounds that are as good.
+    assert {name: row for name, row in measured.items() if min(row[2:]) < 0.9} == {}
 
 
-@pytest.mark.parametrize("name", OPT_IN)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_scores_are_finite_whatever_the_picture_and_none_without_one(name: str) -> None:
     operator = OPT_IN[name]().operator()
     sizes = [(1, 1), (1, 700), (700, 1), (2, 3), (9, 9), (33, 64), (65, 65), (600, 40)]
@@ -58,15 +82,18 @@ def test_scores_are_finite_whatever_the_picture_and_none_without_one(name: str) 
     samples = [seen(jpeg(picture)) for picture in pictures] + [Sample(seen(b"").raw, None, "broken")]
     assert all(sample.picture for sample in samples[:-1])
     *scores, none = operator.score(samples)
-    assert all(one.value is not None and np.isfinite(one.value) for one in scores)
+    # Without text its letters have no size.
+    assert all(one.value is None or np.isfinite(one.value) for one in scores)
+    assert name == "small_character" or all(one.value is not None for one in scores)
     assert none == Score(None) and operator.judge(none).verdict is None
 
 
-@pytest.mark.parametrize("name", OPT_IN)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_a_batch_scores_as_its_pictures_one_by_one_and_verdicts_have_reasons(name: str) -> None:
-    samples = [sample for _, good, bad in pairs(name, 40) for sample in (good, bad)]
+    samples = [sample for _, good, bad in pairs(name, 141 if name in READ else 40) for sample in (good, bad)]
     operator = OPT_IN[name]().operator()
-    assert operator.score(samples) == [operator.score([sample])[0] for sample in samples]
+    alone = [operator.score([replace(sample, memo={})])[0] for sample in samples]
+    assert operator.score(samples) == alone
     assert all(bool(one.reason) is (one.verdict is False) for one in judge(name, samples))
 
 
@@ -86,9 +113,12 @@ def test_what_is_looked_at_is_decoded_once_and_views_of_it_are_shared() -> None:
 
 def test_no_operator_judges_unless_the_recipe_has_its_section() -> None:
     plain = OperatorsConfig()
-    assert not set(build_stage(plain).names) & OPT_IN.keys()
+    assert {OPT_IN[name].stage for name in build_stage(plain).kinds.keys() & OPT_IN.keys()} <= {1}
     some = OperatorsConfig.model_validate({"noise": {}, "clarity": {"min": 4.0}})
-    assert [name for name in build_stage(some).names if name in OPT_IN] == ["clarity", "noise"]
+    assert [name for name in build_stage(some).names if name in OPT_IN and OPT_IN[name].stage > 1] == [
+        "clarity",
+        "noise",
+    ]
     assert describe(some, build_stage(some))["clarity"] == {"version": 1, "min": 4.0}
     assert scoring(some, build_stage(some)).keys() - scoring(plain, build_stage(plain)).keys() == {"clarity", "noise"}
 
@@ -97,7 +127,7 @@ def test_the_second_stage_adds_its_operators_and_drops_by_them(tmp_path: Path) -
     tree = read(CONFIGS / "s2.toml")
     operators = build(Settings, fill(tree, tree)).operators
     second = {name for name, kind in OPT_IN.items() if kind.stage == 2}
-    assert set(build_stage(operators).names) & OPT_IN.keys() == second
+    assert {name for name in build_stage(operators).kinds.keys() & OPT_IN.keys() if OPT_IN[name].stage > 1} == second
     (_, whole, soft), *_ = pairs("clarity", 200)
     folder = write(tmp_path, {"x": (whole.raw.image or b"", "x"), "y": (soft.raw.image or b"", "y")})
     operators = operators.model_copy(update={"file_size": operators.file_size.model_copy(update={"min": 0})})

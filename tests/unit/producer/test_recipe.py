@@ -20,7 +20,7 @@ def used(selection: Selection, split: str = "raw") -> np.ndarray:
 
 
 def caption(split: str, tokens: int) -> dict[str, object]:
-    return {"split": split, "text": "x", "tokens": tokens}
+    return {"split": split, "text": "x", "tokens": tokens, "kept": True, "reason": ""}
 
 
 def test_everything_kept_is_used_and_counted() -> None:

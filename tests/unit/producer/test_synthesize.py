@@ -21,19 +21,26 @@ from producer.synthesize.breaking import break_lines, pieces
 from producer.synthesize.chance import chance
 from producer.synthesize.colour import PALETTE, contrast, ground_and_ink
 from producer.synthesize.corpus import Corpus, CorpusConfig, extent
-from producer.synthesize.fonts import Fonts, FontsConfig
+from producer.synthesize.fonts import Face, Fonts, FontsConfig
 from producer.synthesize.layout import fit
-from producer.synthesize.pure import Pure, PureConfig, caption
+from producer.synthesize.pure import Pure, PureConfig
 from producer.synthesize.sample import SynthesisError, Truth
 from producer.synthesize.shards import ShardsConfig, write_shards
-from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font
+from producer.synthesize.wording import displayed, quote
+from tests.unit.producer.agreement import ways
+from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font, package_fonts
 
 HAN = "床前明月光，疑是地上霜。（举头望明月），“低头思故乡”……——"
 
 
 def pure(folder: Path, seed: int = 0, **settings: object) -> Pure:
     faces = fonts()
-    return Pure(PureConfig.model_validate({"resolution": 256} | settings), corpus(folder, faces), faces, seed)
+    return Pure(
+        PureConfig.model_validate({"resolution": 256, "chinese_captions": 0.0} | settings),
+        corpus(folder, faces),
+        faces,
+        seed,
+    )
 
 
 def test_a_character_counts_as_drawn_only_if_it_leaves_ink_of_its_own(tmp_path: Path) -> None:
@@ -41,6 +48,20 @@ def test_a_character_counts_as_drawn_only_if_it_leaves_ink_of_its_own(tmp_path: 
     face = Fonts(FontsConfig(folder=tmp_path)).faces[0]
     assert [face.draws(char) for char in "ABCD "] == [True, False, False, False, True]
     assert face.missing("A AB") == "B" and face.name == "Liar Regular"
+
+
+def test_text_that_shaping_would_change_counts_as_not_drawn() -> None:
+    face = Face(package_fonts("matplotlib", "mpl-data/fonts/ttf") / "DejaVuSans.ttf", handwritten=False)
+    drawn = ["Office (fi, 9:00)", "Ω русский", "naïve café"]
+    assert [face.missing(text) for text in drawn] == ["", "", ""]
+    # Letters that join, that run from right to left, and a mark that no letter has been composed with.
+    assert [face.missing(text) for text in ("سلام", "שלום", "x\u0323y")] == ["س", "ש", "\u0323"]
+    assert all(face.draws(char) for char in "سשx")
+
+
+def test_an_accent_behind_its_letter_is_one_character_of_the_corpus(tmp_path: Path) -> None:
+    made = corpus(tmp_path, fonts("NotoSansCJKsc-Regular.otf"), "Cafe\u0301 au lait.\n")
+    assert [passage.text for passage in made.passages] == ["Caf\u00e9 au lait."]
 
 
 def test_a_paragraph_with_one_character_that_no_font_draws_is_dropped_whole(tmp_path: Path) -> None:
@@ -118,7 +139,7 @@ def test_the_truth_says_where_the_ink_is(tmp_path: Path) -> None:
             assert inked[top:bottom, left:right].any()
             inked[top:bottom, left:right] = False
         assert not inked.any()
-        assert text.ink in made.caption and text.ground in made.caption and f'"{text.text}"' in made.caption
+        assert text.ink in made.caption and text.ground in made.caption and quote(text.text) in made.caption
 
 
 def test_ink_can_be_read_on_every_ground() -> None:
@@ -127,11 +148,41 @@ def test_ink_can_be_read_on_every_ground() -> None:
     assert {ground for ground, _ in pairs} == set(PALETTE)
 
 
-def test_captions_are_the_reports() -> None:
-    assert caption("ivory", "red", "福", handwritten=False) == 'On an ivory background, displaying red text "福".'
-    assert caption("blue", "red", "福", handwritten=True) == (
-        'The background is blue, and the red handwritten text is "福".'
-    )
+def test_captions_are_the_reports_in_two_languages() -> None:
+    ivory, red, blue = (next(one for one in PALETTE if one.name == name) for name in ("ivory", "red", "blue"))
+    said = [
+        displayed(ground, red, "福", language, handwritten=handwritten)
+        for ground, language, handwritten in (
+            (ivory, "en", False),
+            (blue, "en", True),
+            (ivory, "zh", False),
+            (blue, "zh", True),
+        )
+    ]
+    assert said == [
+        'On an ivory background, displaying red text "福".',
+        'The background is blue, and the red handwritten text is "福".',
+        "在象牙色的背景上，展示着红色的文字“福”。",
+        "背景为蓝色，红色的手写文字是“福”。",
+    ]
+
+
+def test_text_with_quotation_marks_is_quoted_by_others() -> None:
+    assert [quote('so "called"'), quote("所谓“好”", "zh"), quote("所谓“好”")] == [
+        '“so "called"”',
+        "「所谓“好”」",
+        '"所谓“好”"',
+    ]
+
+
+def test_a_share_of_captions_is_chinese_and_handwriting_is_called_so(tmp_path: Path) -> None:
+    faces = fonts(handwritten=("SimHei*",))
+    way = Pure(PureConfig(resolution=128, least_size=8, chinese_captions=0.5), corpus(tmp_path, faces), faces, 0)
+    made = [way.make(n) for n in range(24)]
+    chinese = [one.caption.startswith("背景为") and "手写文字是" in one.caption for one in made]
+    english = ["handwritten text is" in one.caption for one in made]
+    assert 4 < sum(chinese) < 20 and sum(english) == 24 - sum(chinese)
+    assert all(one.truth.texts[0].handwritten for one in made)
 
 
 def test_a_sample_follows_from_seed_and_index_alone(tmp_path: Path) -> None:
@@ -144,29 +195,41 @@ def test_a_sample_follows_from_seed_and_index_alone(tmp_path: Path) -> None:
     assert other.make(0).image.tobytes() != forward[0].image.tobytes()
 
 
-def test_another_process_makes_the_same_bytes(tmp_path: Path) -> None:
-    program = """
-import hashlib, sys
+PROGRAM = """
+import sys
 from pathlib import Path
-from tests.unit.producer.test_synthesize import pure
-way = pure(Path(sys.argv[1]))
-print(hashlib.sha256(b"".join(way.make(n).image.tobytes() for n in range(3))).hexdigest())
+from tests.unit.producer.test_synthesize import digest
+print(digest(Path(sys.argv[1])))
 """
-    way = pure(tmp_path)
-    here = hashlib.sha256(b"".join(way.make(n).image.tobytes() for n in range(3))).hexdigest()
+
+
+def digest(folder: Path) -> str:
+    """Of all that the three ways make of an index: pictures, captions and truths."""
+    made = [way.make(index) for way in ways(folder, 3) for index in (0, 5)]
+    said = "".join(one.caption + one.truth.model_dump_json() for one in made)
+    return hashlib.sha256(b"".join(one.image.tobytes() for one in made) + said.encode()).hexdigest()
+
+
+def test_another_process_makes_the_same_bytes_in_every_way(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
-    assert done.stdout.strip() == here
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, env=environment, check=True, timeout=240, capture_output=True, text=True)
+    assert done.stdout.strip() == digest(tmp_path)
 
 
 def test_tars_are_read_as_a_source_and_are_the_same_however_they_are_divided(tmp_path: Path) -> None:
     whole = ShardsConfig(out=tmp_path / "whole", shard=2)
     part = ShardsConfig(out=tmp_path / "part", shard=2, first=2)
     way = pure(tmp_path)
-    paths = [path for path, _ in write_shards(way, 4, whole)]
+    written = list(write_shards(way, 4, whole, keep=3))
+    paths = [one.path for one in written]
+    assert [(one.samples, len(one.first)) for one in written] == [(2, 2), (2, 1)]
     assert [path.name for path in paths] == ["pure-00000.tar", "pure-00001.tar"]
-    assert [path.read_bytes() for path, _ in write_shards(way, 2, part)] == [paths[1].read_bytes()]
+    assert [one.path.read_bytes() for one in write_shards(way, 2, part)] == [paths[1].read_bytes()]
+    # Made again they are the same files, so that nothing is scored again.
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    list(write_shards(way, 4, whole))
+    assert [path.stat().st_mtime_ns for path in paths] == stamps and len(list((tmp_path / "whole").iterdir())) == 2
     reader = Tars(LocalStore(tmp_path / "whole"))
     samples = [sample for shard in reader.shards() for sample in reader.samples(shard)]
     assert len(samples) == 4 and {sample.captions["raw"] for sample in samples} == {

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from producer.synthesize.blueprint import Placeholder, read_layouts
 from producer.synthesize.colour import contrast
 from producer.synthesize.sample import SynthesisError
-from producer.synthesize.template import _UNDER, Layout, Placeholder, Template, TemplateConfig, _theme
+from producer.synthesize.template import _UNDER, Template, TemplateConfig, _Theme
+from producer.synthesize.wording import quote
 from tests.unit.producer.lettering import corpus, fonts
 
 LAYOUTS = Path(__file__).parents[3] / "launch" / "configs" / "layouts"
@@ -21,16 +23,15 @@ def template(folder: Path, seed: int = 0, layouts: Path = LAYOUTS, **settings: o
 
 
 def test_every_placeholder_is_replaced_in_its_own_box(tmp_path: Path) -> None:
-    way, seen = template(tmp_path), set()
-    for index in range(16):
+    way, seen, layouts = template(tmp_path), set(), dict(read_layouts(LAYOUTS))
+    for index in range(40):
         made = way.make(index)
         seen.add(made.truth.setting)
-        layout = Layout.model_validate_json((LAYOUTS / f"{made.truth.setting}.json").read_bytes())
-        slots = [element for element in layout.elements if isinstance(element, Placeholder)]
+        slots = [element for element in layouts[made.truth.setting].elements if isinstance(element, Placeholder)]
         assert [text.role for text in made.truth.texts] == [slot.role for slot in slots]
         width, height = made.image.size
         for slot, text in zip(slots, made.truth.texts, strict=True):
-            assert slot.placeholder != text.text and f'reads "{text.text}"' in made.caption
+            assert slot.placeholder != text.text and f"reads {quote(text.text)}" in made.caption
             left, top, right, bottom = slot.box
             points = np.array([point for line in text.lines for point in line.outline])
             # A glyph may overhang its advance by a pixel or two.
@@ -39,12 +40,13 @@ def test_every_placeholder_is_replaced_in_its_own_box(tmp_path: Path) -> None:
             x, y = points.min(0).astype(int)
             x1, y1 = points.max(0).astype(int)
             assert (np.asarray(made.image)[y:y1, x:x1] == text.ink_rgb).all(-1).any()
-    assert seen == {path.stem for path in LAYOUTS.glob("*.json")}
+    assert seen == set(layouts) and "slides#1" in seen
 
 
 def test_every_ink_of_a_theme_can_be_read() -> None:
     for seed in range(300):
-        fills, inks = _theme(np.random.default_rng(seed), 3.0)
+        theme = _Theme(np.random.default_rng(seed), 3.0)
+        fills, inks = theme.fills, theme.inks
         assert len(set(fills.values())) == 4
         assert min(contrast(inks[ink].rgb, fills[under].rgb) for ink, under in _UNDER.items()) >= 3.0
 
@@ -97,7 +99,7 @@ def test_missing_layouts_and_boxes_too_small_say_what_to_change(tmp_path: Path) 
     with pytest.raises(SynthesisError, match="absent is no folder"):
         template(tmp_path, layouts=tmp_path / "absent")
     (tmp_path / "none").mkdir()
-    with pytest.raises(SynthesisError, match=r"holds no \.json"):
+    with pytest.raises(SynthesisError, match=r"holds no \.json and no \.pptx"):
         template(tmp_path, layouts=tmp_path / "none")
     tiny = SLOT | {"box": [0.1, 0.1, 0.12, 0.11]}
     (tmp_path / "tiny.json").write_text(json.dumps({"kind": "slide", "aspect": "1:1", "elements": [tiny]}))
