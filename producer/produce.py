@@ -130,8 +130,9 @@ class UnitMaker:
         self._stages.clear()
         self._tables[self._plan.id] = index.table.select(_COLUMNS)
         terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
-        plan, said = self._plan, {"terms": json.dumps(terms.body()), "balance": predicted(self._plan)}
-        self._offer = Welcome(plan.id, plan.units, len(plan.validation), self._encoder.fingerprint, **said)
+        plan, said, encoder = self._plan, json.dumps(terms.body()), self._encoder.fingerprint
+        held_out, balance = len(plan.validation), predicted(plan)
+        self._offer = Welcome(plan.id, plan.units, held_out, encoder, terms=said, balance=balance)
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads
         self._start()
