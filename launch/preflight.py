@@ -22,7 +22,7 @@ from consumer.preflight.exchange import Check, examine
 from consumer.preflight.judge import Finding, Wanted
 from consumer.released import check_released
 from consumer.shelf import steps
-from consumer.source.flight import status
+from consumer.source.producers import status
 from launch.config import ConfigError
 from launch.encoder_facts import latent_statistics
 from launch.estimate import size

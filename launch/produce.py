@@ -22,6 +22,7 @@ from launch.producer_console import ProducerView
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.api.channel import RefusedError, UnreachableError
+from producer.balance import lines
 from producer.cache import fill
 from producer.cost import CostModel
 from producer.encode import require_folders
@@ -50,6 +51,8 @@ def main() -> NoReturn:
             stop = asked_to_stop()
             workers = settings.fleet.workers
             print(f"ready: {workers} workers, plan {fleet.plan}, coordinator at {fleet.address}", flush=True)
+            for line in lines(fleet.balance):
+                print(f"  {line}", flush=True)
             report = run(fleet, settings, stop)
     except (KeyboardInterrupt, SystemExit):
         # While it starts; Ray has SIGTERM raise the second.

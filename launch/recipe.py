@@ -16,10 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from consumer.source.flight import Producers
+from consumer.source.producers import Producers
 from launch.config import ConfigError, load
 from launch.settings import Settings, guarded
 from producer.api.protocol import Question, Recipes
+from producer.balance import said
 from producer.cost import CostModel
 from producer.index import Index
 from producer.journal import Line, from_text, read
@@ -67,7 +68,7 @@ def report(applied: Applied) -> None:
     if applied.waiting:
         print(f"  {applied.waiting:,} samples were seen in the open pass and wait for the next")
     for ranks, imbalance in applied.imbalance.items():
-        print(f"  {_said(ranks, imbalance)}")
+        print(f"  {said(ranks, imbalance)}")
 
 
 def check(settings: Settings, ranks: int) -> None:
@@ -75,13 +76,9 @@ def check(settings: Settings, ranks: int) -> None:
     index = Index.open(settings.curate.index)
     cost = CostModel.of(settings.model)
     plan = Plan(index.id, index.table, settings.recipe, seed=settings.run.seed, cost=cost)
-    print(_said(ranks, plan.check(ranks)))
+    print(said(ranks, plan.check(ranks)))
     for name, share in plan.entry(0).shares().items():
         print(f"  {share:6.1%} {name}")
-
-
-def _said(ranks: int, imbalance: float) -> str:
-    return f"the costliest of {ranks} data-parallel ranks is predicted {imbalance:.1%} above the mean"
 
 
 def show(settings: Settings) -> None:

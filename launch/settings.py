@@ -20,7 +20,7 @@ from consumer.profiler import ProfileConfig
 from consumer.schedule import ScheduleConfig
 from consumer.sink.prometheus import PrometheusConfig
 from consumer.sink.wandb import WandbConfig
-from consumer.source.flight import PullConfig
+from consumer.source.producers import PullConfig
 from consumer.watchdog import WatchdogConfig
 from launch.config import load, show
 from launch.farewell import leave, say

@@ -13,6 +13,7 @@ from itertools import takewhile
 
 from producer.api.channel import RefusedError
 from producer.api.protocol import (
+    MORE,
     Ack,
     Answer,
     Failed,
@@ -141,12 +142,13 @@ class Coordinator:
         self.demand.trainers[said.trainer].ranks = said.ranks
         self._prune()
         line = self.switches.journal.at(said.step)
-        return replace(self.offer, plan=line.id, entry=line.number, terms="")
+        return replace(self.offer, plan=line.id, entry=line.number, terms="", balance="")
 
     def locate(self, said: Locate, now: float) -> Located:
         """Where a unit is. One that is nowhere is made before all others from now on."""
         self._sweep(now)
-        self.demand.check(said.unit)
+        for unit in (said.unit, *said.more[:MORE]):
+            self.demand.check(unit)
         trainer = self._known(said, now)
         self.switches.agree(said.trainer, said.handed, said.plan)
         if trainer is None:
@@ -154,12 +156,14 @@ class Coordinator:
             self.demand.place(said.trainer, said.incarnation, said.step, now)
         elif said.step > trainer.step:
             trainer.step = said.step
-        held, line = self.ledger.held.get(said.unit), self.switches.line(said.unit)
-        if held:
-            if said.unit.stream == "train":
-                self.switches.at(said.trainer, said.incarnation, said.unit.step)
-            self.demand.asked.pop(said.unit, None)
-            return Located(self.ledger.workers[held.worker].address, "", line.id, line.number)
+        line = self.switches.line(said.unit)
+        if address := self.ledger.where(said.unit):
+            more = tuple(self.ledger.where(u) if self.switches.line(u) == line else "" for u in said.more[:MORE])
+            for unit in (said.unit, *(unit for unit, there in zip(said.more, more, strict=False) if there)):
+                self.demand.asked.pop(unit, None)
+                if unit.stream == "train":
+                    self.switches.at(said.trainer, said.incarnation, unit.step)
+            return Located(address, "", line.id, line.number, more)
         self.demand.ask(said.unit, now)
         return Located("", self._why(said.unit), line.id, line.number)
 
@@ -307,10 +311,7 @@ class Coordinator:
         return True
 
     def _starting(self, now: float) -> bool:
-        """Whether those who knew an earlier coordinator may not have spoken yet.
-
-        A trainer that has come and gone has spoken: what it left in hand is not wanted by anybody.
-        """
+        """Whether those who knew an earlier coordinator may not have spoken yet; one that has left has spoken."""
         return not self.demand.heard and now - self._start < self.limits.lease_s
 
     def _may(self, worker: str, unit: UnitId, now: float) -> bool:

@@ -25,6 +25,7 @@ from producer.api.protocol import (
     encode,
 )
 from producer.api.unit import UnitId
+from producer.balance import hold
 from producer.coordinator import Coordinator, Limits
 from producer.guard import GuardedServer, Traffic
 from producer.journal import Journal, first_line
@@ -58,7 +59,7 @@ class CoordinatorServer(GuardedServer):
             "lease": self._lease,
             "register": self._register,
             "failed": lambda raw: self._locked(self._rules.failed, decode(Failed, raw)),
-            "hello": lambda raw: self._locked(self._rules.hello, decode(Hello, raw)),
+            "hello": self._hello,
             "locate": self._locate,
             "ack": lambda raw: self._locked(self._rules.ack, decode(Ack, raw)),
             "lost": lambda raw: self._locked(self._rules.lost, decode(Lost, raw)),
@@ -94,6 +95,11 @@ class CoordinatorServer(GuardedServer):
     def _locked(self, rule: Callable[[Any, float], object], message: object) -> object:
         with self._lock:
             return rule(message, time.monotonic())
+
+    def _hello(self, raw: bytes) -> object:
+        message = decode(Hello, raw)
+        hold(self._rules.offer.balance, message)
+        return self._locked(self._rules.hello, message)
 
     def _lease(self, raw: bytes) -> object:
         message = decode(Lease, raw)

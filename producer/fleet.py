@@ -70,6 +70,11 @@ class Fleet:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
+    @property
+    def balance(self) -> str:
+        """What the plan predicts of equal work (producer/balance.py)."""
+        return str(self._offer.get("balance", ""))
+
     def status(self) -> dict[str, Any]:
         """The coordinator's counters. UnreachableError while it restarts."""
         channel = Channel(self.address, self._access)

@@ -76,7 +76,7 @@ class GuardedServer(flight.FlightServerBase):  # type: ignore[misc]
     """Answers `answer` and `stream`, which say no by RefusedError or ProtocolError."""
 
     def __init__(self, options: dict[str, Any], traffic: Traffic) -> None:
-        """`options` are of `gate` or `local_gate`."""
+        """`options` are of `gate`."""
         self.turnstile = Turnstile(traffic)
         options["middleware"] = {"method": MethodGate()} | options["middleware"]
         super().__init__(**options)

@@ -54,6 +54,11 @@ class Ledger:
         """Bytes of the training units held, and what those being encoded will add."""
         return self.bytes + self.mean * self._leases
 
+    def where(self, unit: UnitId) -> str:
+        """The address of who holds `unit`; empty if nobody does."""
+        held = self.held.get(unit)
+        return self.workers[held.worker].address if held else ""
+
     def busy(self, unit: UnitId) -> bool:
         """Whether `unit` is held or being encoded by a worker that is counted on."""
         return unit in self.held or unit in self.leased

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from producer.api.bucket import Bucket
 from producer.api.protocol import Welcome
 from producer.api.unit import Encoded, Header, Latent, UnitId, pack
+from producer.balance import predicted
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
 from producer.encode import Encoder, EncoderConfig, Raw, Shown, picture
@@ -129,13 +130,9 @@ class UnitMaker:
         self._stages.clear()
         self._tables[self._plan.id] = index.table.select(_COLUMNS)
         terms = Terms(recipe=job.recipe, index=index.path.parent, generation=index.path.name, index_id=index.id)
-        self._offer = Welcome(
-            self._plan.id,
-            self._plan.units,
-            len(self._plan.validation),
-            self._encoder.fingerprint,
-            terms=json.dumps(terms.body()),
-        )
+        plan, said, encoder = self._plan, json.dumps(terms.body()), self._encoder.fingerprint
+        held_out, balance = len(plan.validation), predicted(plan)
+        self._offer = Welcome(plan.id, plan.units, held_out, encoder, terms=said, balance=balance)
         self._lock = threading.Lock()
         self._threads = job.encoder.decode_threads
         self._start()

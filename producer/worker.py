@@ -80,6 +80,7 @@ class WorkerSetup:
     host: str = "127.0.0.1"
     port: int = 0
     advertise: str = ""  # the host that others are told, if another than `host`
+    raw: int = 0  # the plain port; 0: any
     local: bool = False  # trainers of this user on this machine come in by a Unix socket
     memory_bytes: int = 4 << 30  # of units held; beyond it only units someone waits for are made
     stuck_s: float = math.inf  # in one unit until `give_up` is called: the device or a decoder hangs
@@ -91,7 +92,7 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup, maker: Maker) -> None:
         self._setup, self._maker = setup, maker
-        self._ring = Ring()
+        self._ring = Ring(near=setup.local)
         self._doors = Doors(
             self._ring,
             host=setup.host,
@@ -99,6 +100,7 @@ class Worker:
             access=setup.access,
             advertise=setup.advertise,
             local=setup.local,
+            raw=setup.raw,
         )
         self.address = self._doors.address
         self._incarnation = time.time_ns() + next(_starts)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 from pyarrow import ipc
 
-from producer.api.local import far, near
+from producer.api.local import far
 from producer.api.protocol import TOKEN_HEADER, ProtocolError, decode, encode
 from producer.api.tls import Tls, why
 from producer.api.unit import UnitId
@@ -91,14 +91,10 @@ class Channel:
     def __init__(self, address: str, access: Access | str) -> None:
         access = Access.of(access)
         self.address = far(address)
-        self._tls, self._socket = access.tls, near(address)
-        if self._socket:
-            # Nobody but this user gets there: what TLS would do is done.
-            self._client = flight.FlightClient(f"grpc+unix://{self._socket}", generic_options=_OPTIONS)
-        else:
-            options = access.tls.client_options() if access.tls else {}
-            where = f"grpc+{'tls' if access.tls else 'tcp'}://{self.address}"
-            self._client = flight.FlightClient(where, generic_options=_OPTIONS, **options)
+        self._tls = access.tls
+        options = access.tls.client_options() if access.tls else {}
+        where = f"grpc+{'tls' if access.tls else 'tcp'}://{self.address}"
+        self._client = flight.FlightClient(where, generic_options=_OPTIONS, **options)
         self._headers = [(TOKEN_HEADER.encode(), f"Bearer {access.token}".encode())]
 
     def ask(self, kind: str, message: object, answer: type[T], timeout_s: float) -> T:
@@ -134,7 +130,7 @@ class Channel:
 
     def _meaning(self, error: Exception) -> Exception:
         # With no connection it may be TLS, of which gRPC says little.
-        if isinstance(error, flight.FlightUnavailableError) and not error.extra_info and not self._socket:
+        if isinstance(error, flight.FlightUnavailableError) and not error.extra_info:
             said = why(self.address, self._tls, _WHY_S)
             if said:
                 return HandshakeError(f"{self.address}: {said}")
@@ -183,16 +179,11 @@ def gate(host: str, port: int, access: Access | str) -> dict[str, Any]:
     access = Access.of(access)
     check_bind(host, access)
     options = access.tls.server_options() if access.tls else {}
-    return {"location": f"grpc+{'tls' if access.tls else 'tcp'}://{host}:{port}", **_behind(access), **options}
-
-
-def local_gate(path: Path, access: Access | str) -> dict[str, Any]:
-    """As `gate`, for the Unix socket `path` in a folder of this user's alone."""
-    return {"location": f"grpc+unix://{path}", **_behind(Access.of(access))}
-
-
-def _behind(access: Access) -> dict[str, Any]:
-    return {"middleware": {"token": TokenGate(access.token)} if access.token else {}}
+    return {
+        "location": f"grpc+{'tls' if access.tls else 'tcp'}://{host}:{port}",
+        "middleware": {"token": TokenGate(access.token)} if access.token else {},
+        **options,
+    }
 
 
 def check_bind(host: str, access: Access) -> None:

@@ -1,7 +1,7 @@
-"""A second way to a server for who is on its machine: a Unix socket in a folder of its user's alone.
+"""Other ways to a server than its Flight port: a plain port, and for who is on its machine a Unix socket.
 
-An address is `host:port`, or `host:port unix:PATH`: the socket is taken where it is ours and somebody answers there.
-Left-over sockets of killed processes are removed by `sweep`.
+An address is `host:port`, or `host:port raw:PORT unix:PATH` with either or both. The socket lies in a folder of its
+user's alone, and is taken where it is ours and somebody answers there. `sweep` removes those of killed processes.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-_PREFIX = "unix:"
+_RAW, _UNIX = "raw:", "unix:"
 _CONNECT_S = 1.0
 _MAX_PATH = 107  # unix(7)
 
@@ -25,9 +25,9 @@ def new_socket() -> Path | None:
     return path if _is_ours(path.parent) and len(str(path)) <= _MAX_PATH else None
 
 
-def both(address: str, path: Path | None) -> str:
-    """The address of who listens at `address` (host:port) and, unless None, at `path`."""
-    return f"{address} {_PREFIX}{path}" if path else address
+def together(address: str, raw: int | None = None, path: Path | None = None) -> str:
+    """The address of who listens at `address` (host:port) and, unless None, at port `raw` and at `path`."""
+    return " ".join([address, *([f"{_RAW}{raw}"] if raw else []), *([f"{_UNIX}{path}"] if path else [])])
 
 
 def far(address: str) -> str:
@@ -35,11 +35,17 @@ def far(address: str) -> str:
     return address.partition(" ")[0]
 
 
+def raw(address: str) -> tuple[str, int] | None:
+    """The host and the plain port in an address."""
+    said = _said(address, _RAW)
+    return (far(address).rpartition(":")[0].strip("[]"), int(said)) if said.isdecimal() and int(said) < 65536 else None
+
+
 def near(address: str) -> Path | None:
     """The Unix socket in an address, if its server is on this machine, ours and alive."""
-    _, _, said = address.partition(" ")
-    path = Path(said.removeprefix(_PREFIX))
-    if not said.startswith(_PREFIX) or path.parent != _folder():
+    said = _said(address, _UNIX)
+    path = Path(said)
+    if not said or path.parent != _folder():
         return None
     return path if _is_ours(path.parent) and _answers(path) else None
 
@@ -53,6 +59,11 @@ def sweep() -> None:
         # Others of ours may have theirs in it.
         with contextlib.suppress(OSError):
             _folder().rmdir()
+
+
+def _said(address: str, prefix: str) -> str:
+    parts = address.split(" ")[1:]
+    return next((part.removeprefix(prefix) for part in parts if part.startswith(prefix)), "")
 
 
 def _folder() -> Path:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # Counters that a worker may send of itself.
 NUMBERS = 64
+# Units whose place may be asked for along with another's.
+MORE = 16
 
 # The header that carries the fleet's token on every call.
 TOKEN_HEADER = "authorization"
@@ -117,7 +119,8 @@ class Hello:
 class Welcome:
     """What a trainer must know of the plan: units a step, validation units, and the encoder's fingerprint.
 
-    `plan` is in force at its first step, and is entry `entry` of the journal. `terms` (JSON) are for the journal alone.
+    `plan` is in force at its first step, and is entry `entry` of the journal. `terms` (JSON) are for the journal alone,
+    `balance` (producer/balance.py) for the coordinator.
     """
 
     plan: str
@@ -126,13 +129,15 @@ class Welcome:
     encoder: str
     entry: int = 0
     terms: str = ""
+    balance: str = ""
 
 
 @dataclass(frozen=True)
 class Locate:
     """`step` is the one being trained: units before it are kept while there is room, in case the trainer goes back.
 
-    `handed` is the last step that this part of the trainer has units of, and `plan` made them.
+    `handed` is the last step that this part of the trainer has units of, and `plan` made them. `more` are units that it
+    will pull right after, at most MORE: where they are is said along, if they are ready.
     """
 
     trainer: str
@@ -142,19 +147,22 @@ class Locate:
     wait_s: float
     handed: int = -1
     plan: str = ""
+    more: tuple[UnitId, ...] = ()
 
 
 @dataclass(frozen=True)
 class Located:
     """`address` is empty while the unit is not ready; ask again. `reason` says why, for people.
 
-    `plan` makes the unit; it is entry `entry` of the journal.
+    `plan` makes the unit; it is entry `entry` of the journal. `more` are the addresses of the units that were asked for
+    along, empty for those that are not ready or of another plan; none while the unit itself is not ready.
     """
 
     address: str
     reason: str = ""
     plan: str = ""
     entry: int = 0
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,9 +258,11 @@ def decode(kind: type[T], raw: bytes) -> T:
 def _units(name: str, value: Any) -> Any:
     if name == "unit":
         return _unit(value)
+    if name == "more" and isinstance(value, list) and value and isinstance(value[0], list):
+        return tuple(_unit(item) for item in value)
     if name in ("units", "forget", "narrow", "holding", "encoding") and isinstance(value, list):
         return tuple(_unit(item) for item in value)
-    if name in ("entries", "lines") and isinstance(value, list):
+    if name in ("entries", "lines", "more") and isinstance(value, list):
         if not all(isinstance(item, str) for item in value):
             raise ValueError(f"{name}: a line is no text")
         return tuple(value)

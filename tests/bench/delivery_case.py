@@ -93,26 +93,40 @@ def worker(folder: str, local: bool) -> Iterator[tuple[Turn, list[int]]]:
     from producer.coordinator import Limits
     from tests.unit.producer.farm import Farm, until
 
+    class Maker(SyntheticMaker):
+        """Makes what is delivered, and then nothing more: only delivery is measured."""
+
+        def __call__(self, unit: UnitId) -> Any:
+            if unit.stream == "train" and unit not in UNITS:
+                time.sleep(1e6)
+            return super().__call__(unit)
+
     tune()
-    running = Farm(Path(folder), JOB, Limits(horizon_bytes=400_000_000, lease_s=60.0))
-    made = running.worker("w0", local=local)
+    running = Farm(Path(folder), JOB, Limits(horizon_bytes=1 << 30, lease_s=60.0))
+    made = running.worker("w0", Maker(JOB), local=local)
     running.source(trainer="another").hello(0)  # for whom units stay when the one that is timed is through
-    until(lambda: set(UNITS) <= set(made._ring.list()[0]) and not running.status()["leases"], START_S)
+    until(lambda: set(UNITS) <= set(made._ring.list()[0]), START_S)
     yield lambda: 0, []
     running.close()
 
 
 def trainer(folder: str) -> Iterator[tuple[Turn, list[int]]]:
-    from consumer.source.flight import FlightSource, PullConfig
+    from consumer.source.flight import FlightSource
+    from consumer.source.producers import PullConfig
 
     config = PullConfig(registry=Path(folder) / "coordinator.json", call_s=60.0, stall_s=60.0)
     starts = 0
+    sources: list[FlightSource] = []
 
     def turn() -> int:
         nonlocal starts
-        starts += 1
-        source = FlightSource(config, "t", starts)
-        source.hello(0)
+        if not sources:
+            # A training connects once, as the other ways here do.
+            starts += 1
+            sources.append(FlightSource(config, "t", starts))
+            sources[0].hello(0)
+            return 0
+        source = sources.pop()
         source.follow(lambda step: [unit for unit in UNITS if unit.step == step], 0, STEPS)
         size = sum(source.next_unit(unit).nbytes for unit in UNITS)
         source.close()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from producer.api.channel import read_registry
 from producer.api.deal import deal
 from producer.api.malloc import tune

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from producer.api.channel import Channel, write_registry
 from producer.api.deal import deal
 from producer.api.unit import UnitId

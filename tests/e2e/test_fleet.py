@@ -18,7 +18,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from producer.api.channel import Channel, DeniedError, read_registry
 from producer.api.unit import UnitId, unpack
 from producer.fleet import Fleet, FleetError, make_token

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from producer.api.channel import Access, write_registry
 from producer.api.tls import Tls
 from producer.coordinator_server import CoordinatorServer
@@ -42,17 +43,21 @@ class Wire(Link):
 
 
 class Net:
-    """A coordinator and a worker on 127.0.0.1 that everyone reaches over wires on 127.0.0.2."""
+    """A coordinator and a worker on 127.0.0.1 that everyone reaches over wires on 127.0.0.2.
 
-    def __init__(self, folder: Path, tls: Tls | None, client: Tls | None) -> None:
+    Units come over the wire `data`, by the worker's plain port or, where nobody reaches that, by its Flight port.
+    """
+
+    def __init__(self, folder: Path, tls: Tls | None, client: Tls | None, way: str) -> None:
         self.registry = folder / "coordinator.json"
         (folder / "token").write_text(TOKEN)
         maker, access = SyntheticMaker(JOB), Access(TOKEN, tls)
-        self.control, self.data = Wire(), Wire()
+        self.control, self.data, self.spare = Wire(), Wire(), Wire()
         port = self.control.port
         self.server = CoordinatorServer(maker.offer, LIMITS, host="127.0.0.1", port=port, access=access)
         write_registry(self.registry, self.control.address)
-        setup = WorkerSetup("w0", lambda: self.control.address, access, port=self.data.port, advertise=self.data.HOST)
+        ports = {"port": self.spare.port, "raw": self.data.port} if way == "plain" else {"port": self.data.port}
+        setup = WorkerSetup("w0", lambda: self.control.address, access, advertise=self.data.HOST, **ports)
         self.worker = Worker(setup, maker)
         pull = PullConfig(registry=self.registry, prefetch=PREFETCH, wait_s=120.0, call_s=4.0, stall_s=2.0, tls=client)
         self.source = FlightSource(pull, "t", 1)
@@ -63,11 +68,12 @@ class Net:
         self.server.stop()
         self.control.close()
         self.data.close()
+        self.spare.close()
 
 
 @contextmanager
-def net(folder: Path, tls: Tls | None = None, client: Tls | None = None) -> Iterator[Net]:
-    running = Net(folder, tls, client)
+def net(folder: Path, tls: Tls | None = None, client: Tls | None = None, *, way: str = "plain") -> Iterator[Net]:
+    running = Net(folder, tls, client, way)
     try:
         yield running
     finally:
@@ -138,8 +144,9 @@ def test_half_a_second_on_every_piece_costs_waiting_only(tmp_path: Path) -> None
         assert got == undisturbed()
 
 
-def test_connections_reset_in_mid_batch_cost_waiting_only(tmp_path: Path) -> None:
-    with net(tmp_path) as running:
+@pytest.mark.parametrize("way", ["plain", "flight"])
+def test_connections_reset_in_mid_batch_cost_waiting_only(tmp_path: Path, way: str) -> None:
+    with net(tmp_path, way=way) as running:
         stop = threading.Event()
 
         def resetting() -> None:
@@ -156,8 +163,9 @@ def test_connections_reset_in_mid_batch_cost_waiting_only(tmp_path: Path) -> Non
         assert stop.wait(10.0) and longest < SLACK_S
 
 
-def test_a_byte_changed_in_a_unit_is_found_and_the_unit_comes_again(tmp_path: Path) -> None:
-    with net(tmp_path) as running:
+@pytest.mark.parametrize("way", ["plain", "flight"])
+def test_a_byte_changed_in_a_unit_is_found_and_the_unit_comes_again(tmp_path: Path, way: str) -> None:
+    with net(tmp_path, way=way) as running:
         got, _ = trained(running, lambda: setattr(running.data, "flips", 6))
         assert got == undisturbed()
         assert running.data.flips == 0
@@ -166,7 +174,7 @@ def test_a_byte_changed_in_a_unit_is_found_and_the_unit_comes_again(tmp_path: Pa
 def test_under_tls_a_byte_changed_anywhere_is_found(tmp_path: Path) -> None:
     ours = Authority(tmp_path / "papers")
     tls, client = ours.tls(NAME, name=NAME, require_client=True), ours.tls("trainer", name=NAME)
-    with net(tmp_path, tls, client) as running:
+    with net(tmp_path, tls, client, way="flight") as running:
 
         def flip() -> None:
             running.data.flips = running.control.flips = 4

@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 
 from consumer.pieces import INDEX, INDEX_HASH, CheckpointReader, index_hash
 from consumer.released import ReleasedError, _stored, check_released
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from launch.config import load
 from launch.settings import Settings
 from model.mmdit import MMDiTConfig

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from consumer.source.flight import FlightSource, PullConfig
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig
 from producer.api.channel import Channel, read_registry, write_registry
 from producer.api.unit import UnitId
 from producer.coordinator import Limits

@@ -147,6 +147,20 @@ def test_a_unit_that_takes_too_long_goes_to_another_worker_too() -> None:
     assert stuck.beat(rules, 46.0, room=1).forget == (unit,)
 
 
+def test_where_the_next_units_are_is_said_along_and_counts_as_given() -> None:
+    rules, hand = fresh()
+    work(rules, [hand], 0.0)
+    more = (train(0, 1), train(0, 2), train(3, 2))
+    found = rules.locate(Locate("t", 1, 0, train(0, 0), 0.0, more=more), 0.0)
+    assert (found.address, found.more) == ("a:0", ("a:0", "a:0", ""))
+    assert rules.switches.least == 1, "a unit that is not ready was not given"
+    found = rules.locate(Locate("t", 1, 0, train(0, 1), 0.0, more=(train(2, 0),)), 0.0)
+    assert found.more == ("a:0",) and rules.switches.least == 3
+    assert rules.locate(Locate("t", 1, 0, train(3, 2), 0.0, more=more), 0.0).more == ()
+    with pytest.raises(RefusedError, match="is not in plan p"):
+        rules.locate(Locate("t", 1, 0, train(0, 0), 0.0, more=(train(0, 3),)), 0.0)
+
+
 def test_an_older_start_of_a_trainer_is_refused_with_the_reason() -> None:
     rules, _ = fresh()
     rules.hello(Hello("t", 2, 0), 1.0)

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from consumer.source.flight import FlightSource, PullConfig, SourceError
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig, SourceError
 from producer.api.channel import Channel, RefusedError, read_registry, write_registry
 from producer.api.deal import deal
 from producer.api.protocol import Hello, Propose, Proposed, Question, Recipes, Welcome

@@ -14,7 +14,8 @@ import pyarrow.flight as flight
 import pytest
 from pydantic import ValidationError
 
-from consumer.source.flight import FlightSource, PullConfig, SourceError
+from consumer.source.flight import FlightSource
+from consumer.source.producers import PullConfig, SourceError
 from launch.config import ConfigError, build
 from producer.api import tls as tls_module
 from producer.api.channel import Access, BindError, Channel, DeniedError, HandshakeError, UnreachableError, gate
