@@ -60,7 +60,8 @@ bench-data: setup
 
 # Operators against one library call and one decode a judgement, duplicates, synthesis; numbers in runs/bench/curate.json.
 bench-curate: setup
-	$(BIN)/python -m pytest tests/bench/test_curate.py tests/bench/test_synthesize.py -s --timeout=1800
+	$(BIN)/python -m pytest tests/bench/test_curate.py tests/bench/test_curate_pictures.py \
+		tests/bench/test_synthesize.py -s --timeout=1800
 
 # Faults of every kind against the data plane: at most 15 minutes.
 chaos: setup

@@ -11,10 +11,18 @@ from producer.operator.reading import Line
 # font; 0.7 for words without a single long stroke.
 _BOX_EMS = 1.1
 _GRAIN = 256  # cells of the longer side that are counted as covered or not
+# Of the picture's shorter side: what is framed higher than this and cannot be read is no line, but stars or leaves.
+# Lines in scripts that the reader does not know cannot be read either, but in a page of them each is low.
+_UNREAD = 1 / 8
 
 
 def covered(lines: Sequence[Line], width: int, height: int) -> float:
-    """Share, 0 to 1, of a picture of `width` x `height` that its lines cover; where two overlap, it counts once."""
+    """Share, 0 to 1, of a picture of `width` x `height` that its lines cover; where two overlap, it counts once.
+
+    High frames in which nothing can be read are no lines.
+    """
+    ems, _ = letters(lines, width, height)
+    lines = [line for line, em in zip(lines, ems, strict=True) if line.text or em <= _UNREAD * min(width, height)]
     scale = _GRAIN / max(width, height)
     cells = np.zeros((max(1, round(height * scale)), max(1, round(width * scale))), np.uint8)
     for line in lines:
