@@ -3,9 +3,11 @@
 A canary is a payload that makes a file when it is executed. `test_the_canaries_sing` shows that each would.
 """
 
+import contextlib
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -30,7 +32,9 @@ from consumer.source.producers import PullConfig
 from launch.config import load
 from launch.settings import Settings
 from model.mmdit import MMDiTConfig
+from producer.api import local
 from producer.api.channel import gate
+from producer.api.parcel import ASK, REQUEST_LIMIT
 from producer.api.protocol import Located, Welcome, encode
 from producer.api.unit import Header, UnitId, pack, unpack
 from producer.cache_file import CacheFile, Layout
@@ -321,7 +325,7 @@ def test_tickets_messages_and_what_a_worker_says_of_its_failures(tmp_path: Path,
         until(lambda: running.status()["failed"] > 0)
         assert "touch" not in json.dumps(running.status()["troubles"])
         for address in (running.coordinator.address, worker.address):
-            client = flight.FlightClient(f"grpc://{address}")
+            client = flight.FlightClient(f"grpc://{local.far(address)}")
             options = flight.FlightCallOptions(timeout=10.0, headers=[(b"authorization", f"Bearer {TOKEN}".encode())])
             for raw in (canary.pickle, canary.array, canary.code):
                 for kind in ("hello", "lease", "register", raw.decode(errors="ignore")[:60]):
@@ -330,6 +334,12 @@ def test_tickets_messages_and_what_a_worker_says_of_its_failures(tmp_path: Path,
                 with pytest.raises(flight.FlightServerError):
                     client.do_get(flight.Ticket(raw), options).read_all()
             client.close()
+        plain = local.raw(worker.address)
+        assert plain is not None
+        for raw in (canary.pickle, canary.array, canary.code):
+            with socket.create_connection(plain, 10.0) as line, contextlib.suppress(ConnectionResetError):
+                line.sendall(ASK.pack(len(raw[:REQUEST_LIMIT])) + raw[:REQUEST_LIMIT])
+                assert line.recv(1000) == b""
 
 
 def test_configs(tmp_path: Path, canary: Canary) -> None:
