@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Under one key, this many are compared with each other: 8 million pairs.
-_CROWD = 4096
+# Under one key, this many are compared with each other: half a million pairs.
+_CROWD = 1024
 # Pictures, each twice, that are sorted at a time: those of a range of keys, in 500 MB or so.
 _PART = 1 << 22
 # In a larger crowd each is compared with so many of its leaders, and with so many neighbours in either hash's order.

@@ -28,7 +28,7 @@ class NearDuplicate:
     no other is within `radius`. Pairs are joined to clusters, and of each the oldest is kept, by the first generation
     that kept it, then the largest in pixels, then the clearest, then the one with the smallest key.
 
-    Exact but for crowds: of more than 4096 pictures that agree in a seventh of either hash, or so, each is compared
+    Exact but for crowds: of more than 1024 pictures that agree in a seventh of either hash, or so, each is compared
     with some of them. Crops are not found.
     """
 
