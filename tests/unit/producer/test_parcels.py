@@ -224,7 +224,7 @@ def whole() -> bytes:
         (HEAD.pack(b"r", REASON_LIMIT + 1), "no unit"),
         (HEAD.pack(b"x", 1), "no unit: b'x'"),
         (HEAD.pack(MAPPED, 100), "0 files came for 100 bytes"),
-        (HEAD.pack(BYTES, 64) + os.urandom(64), "sent what is no unit"),
+        (HEAD.pack(BYTES, 64) + bytes(range(64, 128)), "sent what is no unit"),
         (HEAD.pack(BYTES, 0), "sent what is no unit"),
         (HEAD.pack(BYTES, len(whole()) // 2) + whole()[: len(whole()) // 2], "sent what is no unit"),
     ],
