@@ -1,4 +1,4 @@
-"""What TLS, mTLS and a Unix socket make of a unit's way from a worker to a trainer, against plain TCP by Flight, alternating.
+"""What TLS, mTLS and a Unix socket make of a unit's way to a trainer, against plain TCP by Flight, alternating.
 
 The socket's is the trainer's own way (consumer/source/streams.py): the memory itself, mapped.
 Printed, and kept in runs/bench/data.json.
