@@ -1,204 +1,113 @@
-"""A coordinator in a process of its own, and the load of a large training's groups and workers on it.
+"""A coordinator in a process of its own, and the load of a large training on it from another, each on its own core.
 
-`python tests/bench/coordinator_case.py serve JSON` listens and prints its address. `... load JSON` is one process of
-the load: real Flight calls, a thread and a connection for each group and worker; it prints what it measured as JSON.
-Groups, workers and units are only names: nothing is encoded or trained.
+`python tests/bench/coordinator_case.py serve JSON` listens and prints its address; `... load JSON` makes the load and
+prints what it measured as JSON. Both take the cores they keep to, and end by themselves.
 """
 
 import json
-import math
 import os
-import random
 import subprocess
 import sys
-import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import Any
 
 import psutil
+import pyarrow.flight as flight
 
-from producer.api.channel import Channel, UnreachableError
-from producer.api.protocol import Ack, Answer, Granted, Hello, Lease, Locate, Located, Register, Welcome
-from producer.api.unit import UnitId
+from producer.api.channel import Channel
+from producer.api.protocol import Hello, Welcome
 from producer.coordinator import Limits
 from producer.coordinator_server import CoordinatorServer
 from producer.guard import Traffic
-
-T = TypeVar("T")
-
-TOKEN = "a token as long as a real one is"
-SIZE = 30 << 20  # bytes that a unit is said to have
-CALL_S = 30.0
-SHARES = 3  # processes of the load
+from tests.bench.coordinator_load import CALL_S, SIZE, TOKEN, Case, Load
 
 
-@dataclass(frozen=True)
-class Case:
-    """A training of `groups`, each with `units` a step of `step_s` seconds, and the workers that feed it."""
+class TimedServer(CoordinatorServer):
+    """Notes how long each answer takes once Flight has brought its question: when it is given, and seconds."""
 
-    groups: int = 1024
-    units: int = 1
-    step_s: float = 2.0
-    prefetch: int = 8
-    spread_s: float = 2.0  # over how much of a step the groups come to their first unit
-    ahead: int = 12  # steps in the horizon
-    workers: int = 256
-    speed: float = 1.5  # of all workers together, over what is trained
-    ack_steps: int = 5
-    warm_s: float = 30.0
-    run_s: float = 30.0
+    inside: dict[str, list[tuple[float, float]]]
 
-    @property
-    def a_step(self) -> int:
-        return self.groups * self.units
-
-
-class Load:
-    """One process's share of the groups and workers."""
-
-    def __init__(self, case: Case, address: str, share: int, begin: float) -> None:
-        self.case, self.address, self.begin = case, address, begin
-        self.random = random.Random(share)
-        self.taken: dict[str, list[float]] = defaultdict(list)
-        self.counts = dict.fromkeys(("not_ready", "late", "errors", "made", "trained"), 0)
-        self.warm = begin + case.warm_s
-        self.end = self.warm + case.run_s
-        self.threads = [
-            *(threading.Thread(target=self.group, args=(n,)) for n in range(share, case.groups, SHARES)),
-            *(threading.Thread(target=self.worker, args=(n,)) for n in range(share, case.workers, SHARES)),
-        ]
-
-    def run(self) -> dict[str, object]:
-        """All until the end; the answers' times in seconds by kind of message."""
-        for thread in self.threads:
-            thread.start()
-        for thread in self.threads:
-            thread.join()
-        return {"taken": self.taken, **self.counts}
-
-    def ask(self, channel: Channel, kind: str, message: object, answer: type[T]) -> T | None:
-        """The answer, timed unless it is a question that was held."""
-        start = time.perf_counter()
-        try:
-            said = channel.ask(kind, message, answer, CALL_S)
-        except UnreachableError:
-            self.counts["errors"] += 1
-            time.sleep(0.2)
-            return None
-        if time.time() >= self.warm and not (isinstance(said, Located) and not said.address):
-            self.taken[kind].append(time.perf_counter() - start)
-        return said
-
-    def group(self, number: int) -> None:
-        """What a model-parallel group does: keep `prefetch` units located, while steps take them one by one."""
-        case, channel = self.case, Channel(self.address, TOKEN)
-        time.sleep(max(0.0, self.begin - time.time()) + self.random.random())
-        first = self.begin + 0.7 * case.warm_s + self.random.random() * case.spread_s
-        period = case.step_s / case.units
-        pulled = acked = lately = 0
-        while (now := time.time()) < self.end:
-            taken = max(0, math.ceil((now - first) / period))
-            if now >= self.warm:
-                # Units that a step wanted and that were not there yet.
-                self.counts["late"] += max(0, taken - max(pulled, lately))
-                lately = max(taken, lately)
-            step = taken // case.units
-            if step // case.ack_steps > acked:
-                acked = step // case.ack_steps
-                self.ask(channel, "ack", Ack("t", 1, acked * case.ack_steps - 1), Answer)
-            if pulled >= taken + case.prefetch:
-                time.sleep(max(0.0, first + taken * period - time.time()) + 1e-4)
-                continue
-            wanted = UnitId("train", pulled // case.units, number * case.units + pulled % case.units)
-            found = self.ask(channel, "locate", Locate("t", 1, step, wanted, 1.0), Located)
-            if found and found.address:
-                pulled += 1
-            elif found and now >= self.warm:
-                self.counts["not_ready"] += 1
-        self.counts["trained"] += pulled
-
-    def worker(self, number: int) -> None:
-        """What a worker does: ask, make, register, ask again; a heartbeat while there is nothing to do."""
-        case, channel = self.case, Channel(self.address, TOKEN)
-        name, address = f"w{number}", f"10.{number >> 8}.{number & 255}.1:4000"
-        make_s = case.workers * case.step_s / (case.a_step * case.speed)
-        holds: set[UnitId] = set()
-        queue: list[UnitId] = []
-        time.sleep(max(0.0, self.begin - time.time()) + self.random.random())
-        due = time.time()
-        while time.time() < self.end:
-            mine = {"holding": tuple(holds), "encoding": tuple(queue), "bytes": SIZE * len(holds)}
-            granted = self.ask(channel, "lease", Lease(name, address, "p", "e", 2 - len(queue), **mine), Granted)
-            if granted is None:
-                continue
-            holds -= set(granted.forget)
-            queue = [unit for unit in queue if unit not in granted.forget] + list(granted.units)
-            if not queue:
-                time.sleep(granted.wait_s)
-                due = time.time()
-                continue
-            due = max(due, time.time() - make_s) + make_s * self.random.uniform(0.7, 1.3)
-            time.sleep(max(0.0, due - time.time()))
-            unit = queue.pop(0)
-            holds.add(unit)
-            answer = self.ask(channel, "register", Register(name, address, "p", unit, SIZE, 16, 0), Answer)
-            self.counts["made"] += time.time() >= self.warm
-            if answer and not answer.accepted:
-                holds.discard(unit)
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[bytes]:
+        """As the coordinator's."""
+        start = time.monotonic()
+        answer = super().do_action(context, action)
+        now = time.monotonic()
+        self.inside[action.type].append((now, now - start))
+        return answer
 
 
 def serve(case: Case) -> None:
-    """A coordinator until standard input closes; then its counters."""
+    """A coordinator until standard input closes, having said which seconds are wanted; then its times and counters."""
     offer, limits = Welcome("p", case.a_step, 16, "e"), Limits(horizon_bytes=case.ahead * case.a_step * SIZE)
     # All callers are one host here.
     traffic = Traffic(per_s=1e6, burst=1e6)
-    server = CoordinatorServer(offer, limits, host="127.0.0.1", port=0, access=TOKEN, traffic=traffic)
+    server = TimedServer(offer, limits, host="127.0.0.1", port=0, access=TOKEN, traffic=traffic)
+    server.inside = defaultdict(list)
     channel = Channel(server.address, TOKEN)
     channel.ask("hello", Hello("t", 1, 0), Welcome, CALL_S)
     channel.close()
     print(server.address, flush=True)
-    sys.stdin.read()
-    print(json.dumps(server.status()), flush=True)
+    since, until = json.loads(sys.stdin.read())
+    inside = {kind: [took for at, took in seen if since <= at < until] for kind, seen in server.inside.items()}
+    print(json.dumps({"status": server.status(), "inside": inside}), flush=True)
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Seconds by kind of message, sorted; cores that the coordinator used; its memory; and what became of the units."""
+    """Seconds by way of measuring and kind of message, sorted; both sides' cores; the coordinator's memory; counts."""
     cores = sorted(os.sched_getaffinity(0))
-    server = _start("serve", {"case": asdict(case)}, cores[:1], stdin=subprocess.PIPE)
-    assert server.stdin and server.stdout
-    address = server.stdout.readline().strip()
-    begin = time.time() + 5.0
-    told = [{"case": asdict(case), "address": address, "share": share, "begin": begin} for share in range(SHARES)]
-    load = [_start("load", said, cores[1:] or cores) for said in told]
-    process = psutil.Process(server.pid)
-    time.sleep(begin + case.warm_s - time.time())
-    before, since = process.cpu_times(), time.time()
-    time.sleep(case.run_s - 1.0)
-    after, until = process.cpu_times(), time.time()
-    memory, threads = process.memory_info().rss, process.num_threads()
-    said = [json.loads(part.communicate(timeout=120)[0]) for part in load]
-    status = json.loads(server.communicate(timeout=60)[0])
-    kinds = {kind for part in said for kind in part["taken"]}
+    started: list[subprocess.Popen[str]] = []
+    try:
+        server = _start("serve", {"case": asdict(case), "cores": cores[:1]}, subprocess.PIPE)
+        started.append(server)
+        assert server.stdin and server.stdout
+        address = server.stdout.readline().strip()
+        # The load first opens all its connections.
+        begin = time.monotonic() + 5.0 + case.groups / 500
+        told = {"case": asdict(case), "address": address, "begin": begin, "cores": cores[1:] or cores}
+        load = _start("load", told, None)
+        started.append(load)
+        time.sleep(begin + case.warm_s - time.monotonic())
+        before, since = [_cpu_s(side) for side in started], time.monotonic()
+        time.sleep(case.run_s - 1.0)
+        after, until = [_cpu_s(side) for side in started], time.monotonic()
+        used = [(later - earlier) / (until - since) for earlier, later in zip(before, after, strict=True)]
+        process = psutil.Process(server.pid)
+        memory, threads, lines = process.memory_info().rss, process.num_threads(), process.num_fds()
+        found = json.loads(load.communicate(timeout=120)[0])
+        inside = json.loads(server.communicate(json.dumps([since, until]), timeout=60)[0])
+    finally:
+        for side in started:
+            side.kill()
+            side.wait()
+    times = {way: found[way] for way in ("answers", "lateness", "whole")} | {"inside": inside["inside"]}
     return {
-        "taken": {kind: sorted(x for part in said for x in part["taken"].get(kind, [])) for kind in sorted(kinds)},
-        "cores": (after.user + after.system - before.user - before.system) / (until - since),
+        "times": {way: {kind: sorted(seen) for kind, seen in kinds.items()} for way, kinds in times.items()},
+        "cores": used[0],
+        "load_cores": used[1],
         "memory": memory,
         "threads": threads,
-        "counts": {name: sum(part[name] for part in said) for name in said[0] if name != "taken"},
-        "status": {name: value for name, value in status.items() if isinstance(value, int | float)},
+        "descriptors": lines,
+        "counts": found["counts"],
+        "status": {name: value for name, value in inside["status"].items() if isinstance(value, int | float)},
     }
 
 
-def _start(what: str, said: dict[str, Any], cores: list[int], stdin: int | None = None) -> "subprocess.Popen[str]":
+def _cpu_s(side: "subprocess.Popen[str]") -> float:
+    spent = psutil.Process(side.pid).cpu_times()
+    return float(spent.user + spent.system)
+
+
+def _start(what: str, said: dict[str, Any], stdin: int | None) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    line = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, __file__, what, json.dumps(said)]
+    line = [sys.executable, __file__, what, json.dumps(said)]
     return subprocess.Popen(line, stdin=stdin, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 if __name__ == "__main__":
     told = json.loads(sys.argv[2])
+    os.sched_setaffinity(0, told.pop("cores"))
     told["case"] = Case(**told["case"])
     if sys.argv[1] == "serve":
         serve(told["case"])

@@ -19,14 +19,15 @@ from consumer.source.flight import FlightSource
 from producer.api.unit import UnitId
 from producer.coordinator import Limits
 from producer.synthetic import SyntheticJob
-from tests.bench.coordinator_case import Case, measure
+from tests.bench.coordinator_case import measure
+from tests.bench.coordinator_load import Case
 from tests.bench.report import record
 from tests.unit.producer.farm import Farm, farm, until
 
 P99_S, CORES = 0.05, 1.0
 GROUPS = Case()
 # Beyond what is promised: it tells what breaks first.
-MORE = Case(groups=4096, workers=512, warm_s=40.0)
+MORE = Case(groups=4096, workers=512, holders=64)
 TOGETHER = Case(spread_s=0.1)
 
 KILLS, RECOVER_S = 10, 5.0
@@ -49,17 +50,19 @@ def at(values: list[float], share: float) -> float:
 def show(name: str, said: Case) -> tuple[float, float, dict[str, Any]]:
     """Measure, print; the worst kind's p99 in seconds, the coordinator's cores, and all."""
     found = measure(said)
-    messages = sum(len(times) for times in found["taken"].values())
+    times = found["times"]
+    messages = sum(len(seen) for seen in times["answers"].values())
     print(f"\n{name}: {said.groups} groups, {said.workers} workers, {messages / said.run_s:.0f} messages/s")
-    for kind, times in found["taken"].items():
-        print(f"  {kind}: p50 {1e3 * at(times, 0.5):.1f} ms, p99 {1e3 * at(times, 0.99):.1f} ms of {len(times)}")
+    # Sent to answered; in the coordinator's code alone; due to sent, which is the load's own fault; due to answered.
+    for way in ("answers", "inside", "lateness", "whole"):
+        for kind, seen in times[way].items():
+            print(f"  {way} {kind}: p50 {1e3 * at(seen, 0.5):.1f} ms, p99 {1e3 * at(seen, 0.99):.1f} ms of {len(seen)}")
     print(
-        f"  coordinator: {found['cores']:.2f} cores, {1e6 * found['cores'] * said.run_s / messages:.0f} us a message,"
+        f"  coordinator: {found['cores']:.2f} cores, {1e6 * found['cores'] * said.run_s / messages:.0f} us a message, "
+        f"{found['memory'] >> 20} MiB, {found['threads']} threads; the load's {found['load_cores']:.2f} cores"
     )
-    print(
-        f"  {found['memory'] >> 20} MiB, {found['threads']} threads; load {os.getloadavg()[0]:.1f}; {found['counts']}"
-    )
-    return max(at(times, 0.99) for times in found["taken"].values()), found["cores"], found
+    print(f"  load {os.getloadavg()[0]:.1f}; {found['counts']}")
+    return max(at(seen, 0.99) for seen in times["answers"].values()), found["cores"], found
 
 
 @pytest.mark.timeout(400)
@@ -73,6 +76,10 @@ def test_one_core_coordinates_a_thousand_groups() -> None:
             f"{name}: CPU": case(cores, CORES, "cores"),
         },
     )
+    # A load that is late asks less than it says: then this is no measure of the coordinator.
+    late = max(at(seen, 0.99) for seen in found["times"]["lateness"].values())
+    record("data.json", {f"{name}: lateness of the load, p99": case(late, P99_S, "s")})
+    assert late <= P99_S, f"the load itself was {late:.3f} s late"
     assert found["counts"]["errors"] == 0
     assert slowest <= P99_S and cores <= CORES
 

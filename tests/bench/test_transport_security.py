@@ -1,5 +1,6 @@
-"""What TLS, mTLS and a Unix socket make of a unit's way from a worker to a trainer, against plain TCP, alternating.
+"""What TLS, mTLS and a Unix socket make of a unit's way to a trainer, against plain TCP by Flight, alternating.
 
+The socket's is the trainer's own way (consumer/source/streams.py): the memory itself, mapped.
 Printed, and kept in runs/bench/data.json.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from consumer.source.streams import Streams
 from producer.api import local
 from producer.api.channel import Access, Channel
 from producer.api.malloc import tune
@@ -35,7 +37,7 @@ def serve(access: Access, sockets: str, doors: Any) -> None:
     """One worker's doors in a process of their own, until it is killed."""
     tune()
     local._folder = lambda: Path(sockets)  # type: ignore[assignment]
-    ring = Ring()
+    ring = Ring(near=True)
     raw = np.random.default_rng(0).integers(0, 255, BYTES // 8, dtype=np.int64)
     ring.put(UNIT, pa.record_batch([pa.array(raw)], names=["a"]))
     opened = Doors(ring, host="127.0.0.1", port=0, access=access, local=True)
@@ -55,7 +57,10 @@ class Way:
         self.process = context.Process(target=serve, args=(server, sockets, theirs), daemon=True)
         self.process.start()
         address = self.pipe.recv()
-        self.channel = Channel(address if near else local.far(address), client)
+        self.address = address
+        self.channel = Channel(address, client)
+        self.streams = Streams(lambda: client, 60.0) if near else None
+        assert self.streams is None or local.near(address), address
         self.rates: list[tuple[float, float, float]] = []  # GB/s, and CPU-seconds a GB of client and server
 
     def cpu(self) -> float:
@@ -64,13 +69,20 @@ class Way:
 
     def measure(self) -> None:
         theirs, mine, start = self.cpu(), os.times(), time.perf_counter()
-        size = sum(self.channel.open(UNIT, 60.0).read_chunk().data.nbytes for _ in range(READS)) / 1e9
+        size = sum(self.read().nbytes for _ in range(READS)) / 1e9
         seconds, now = time.perf_counter() - start, os.times()
         spent = now.user + now.system - mine.user - mine.system
         self.rates.append((size / seconds, spent / size, (self.cpu() - theirs) / size))
 
+    def read(self) -> pa.RecordBatch:
+        if self.streams is not None:
+            return self.streams.read(self.address, UNIT)
+        return self.channel.open(UNIT, 60.0).read_chunk().data
+
     def close(self) -> None:
         self.channel.close()
+        if self.streams is not None:
+            self.streams.close()
         self.process.kill()
         self.process.join(10.0)
 
