@@ -145,7 +145,7 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
     whole: tuple[SetOperator, ...] = (ExactDuplicate(), NearDuplicate(config.near_duplicate))
     kinds |= dict.fromkeys(annotated, "tag")
     together = dict.fromkeys((one.name for one in whole), "sample") | {one.name: "captions" for one in crowds}
-    _switch_off(tables, kinds | together, off)
+    gone = _switch_off(tables, kinds | together, off)
     return Stage(
         broken,
         _able(judges, "score"),
@@ -156,18 +156,25 @@ def build_stage(config: OperatorsConfig, annotated: Sequence[str] = ()) -> Stage
         tuple(crowds),
         (last := _in_turn(tables)),
         off,
-        kinds | together | {one.name: _table_kind(one) for one in last},
+        kinds | gone | together | {one.name: _table_kind(one) for one in last},
         tuple(annotated),
     )
 
 
-def _switch_off(tables: list[TableOperator | TableTagger], kinds: dict[str, str], off: dict[str, str]) -> None:
-    """Move those of `tables` to `off` that read what no operator says, and then those that read what these would."""
+def _switch_off(
+    tables: list[TableOperator | TableTagger], kinds: dict[str, str], off: dict[str, str]
+) -> dict[str, str]:
+    """Move those of `tables` to `off` that read what no operator says, and then those that read what these would.
+
+    Returns the kind of each that was moved.
+    """
+    gone: dict[str, str] = {}
     while lacking := {one.name: missing for one in tables if (missing := _missing(one.needs, kinds, off, tables))}:
         for table in [one for one in tables if one.name in lacking]:
             tables.remove(table)
-            kinds[table.name] = _table_kind(table)
+            gone[table.name] = _table_kind(table)
             off[table.name] = f"there is no {' and no '.join(lacking[table.name])} in this recipe"
+    return gone
 
 
 def _missing(
