@@ -8,17 +8,15 @@ at any moment it goes on from there. `curate.annotations` then takes the caption
 
 import argparse
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from launch.bar import Bar, plain
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.annotate.run import Funnel, Progress, annotate
@@ -41,32 +39,19 @@ def run(settings: Settings) -> Funnel:
 
 
 class AnnotationView:
-    """Progress for people: one line redrawn on a terminal, elsewhere a line now and then."""
+    """Progress for people."""
 
     def __init__(self) -> None:
-        self._last = 0.0
-        self._bar: Bar | None = None
-        if sys.stdout.isatty():
-            columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
-            self._bar = Bar(*columns, console=Console(), transient=True)
-            self._task = self._bar.add_task("starting")
-            self._bar.start()
+        self._bar = Bar(_EVERY_S, TimeRemainingColumn())
 
     def __call__(self, progress: Progress) -> None:
         failed = "".join(f", {number} {reason}" for reason, number in sorted(progress.failed.items()))
         line = f"annotating: {progress.done} of {progress.total} samples, {progress.asked} asked now{failed}"
-        if self._bar:
-            self._bar.update(self._task, description=line, completed=progress.done, total=progress.total)
-            return
-        now = time.monotonic()
-        if not self._last or progress.done == progress.total or now - self._last >= _EVERY_S:
-            self._last = now
-            print(line, flush=True)
+        self._bar.show(line, progress.done, progress.total)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._bar:
-            self._bar.stop()
+        self._bar.close()
 
 
 def show(funnel: Funnel) -> None:
@@ -75,21 +60,16 @@ def show(funnel: Funnel) -> None:
     table.columns[1].justify = "right"
     table.add_row("in", f"{funnel.seen}", f"kept in index generation {funnel.generation[:12]}")
     for reason, number in sorted(funnel.failed.items()):
-        table.add_row(f"failed: {reason}", f"-{number}", _plain(funnel.example.get(reason, "")))
+        table.add_row(f"failed: {reason}", f"-{number}", plain(funnel.example.get(reason, "")))
     for reason, number in sorted(funnel.skipped.items()):
         table.add_row(f"skipped: {reason}", f"-{number}", "")
     table.add_row("annotated", f"{funnel.annotated}", f"{funnel.before} of them earlier; {funnel.annotator}")
     table.add_row("with a fused caption", f"{funnel.fused}", "", end_section=not funnel.fused_failed)
     for reason, number in sorted(funnel.fused_failed.items()):
-        table.add_row(f"not fused: {reason}", f"{number}", _plain(funnel.example.get(reason, "")))
+        table.add_row(f"not fused: {reason}", f"{number}", plain(funnel.example.get(reason, "")))
     tokens = f"{funnel.prompt_tokens} tokens of questions, {funnel.answer_tokens} of answers"
     table.add_row("questions asked now", f"{funnel.calls}", tokens)
     Console().print(table)
-
-
-def _plain(text: str) -> Text:
-    """Keys and what models say are data: no markup, and nothing that a terminal would obey."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def report(funnel: Funnel, seconds: float) -> dict[str, Any]:

@@ -7,17 +7,14 @@ Stopped at any moment it goes on from there; run again without a change it score
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
-from rich.text import Text
 
+from launch.bar import Bar, plain
 from launch.report import write_report
 from launch.settings import Settings, command_line, guarded
 from producer.curate import Progress, curate
@@ -45,33 +42,21 @@ def run(settings: Settings) -> Funnel:
 
 
 class CurationView:
-    """Progress for people: one line redrawn on a terminal, elsewhere a line now and then."""
+    """Progress for people."""
 
     def __init__(self) -> None:
-        self._last, self._stage = 0.0, ""
-        self._bar: Bar | None = None
-        if sys.stdout.isatty():
-            columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
-            self._bar = Bar(*columns, console=Console(), transient=True)
-            self._task = self._bar.add_task("starting")
-            self._bar.start()
+        self._bar, self._stage = Bar(_EVERY_S), ""
 
     def __call__(self, progress: Progress) -> None:
         line = f"{progress.stage}: {progress.done} of {progress.total} shards, {progress.samples} samples"
         if progress.lost:
             line += "; dropped so far: " + ", ".join(f"{number} {name}" for name, number in progress.lost.items())
-        if self._bar:
-            self._bar.update(self._task, description=line, completed=progress.done, total=progress.total)
-            return
-        now = time.monotonic()
-        if progress.stage != self._stage or progress.done == progress.total or now - self._last >= _EVERY_S:
-            self._last, self._stage = now, progress.stage
-            print(line, flush=True)
+        self._bar.show(line, progress.done, progress.total, now=progress.stage != self._stage)
+        self._stage = progress.stage
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._bar:
-            self._bar.stop()
+        self._bar.close()
 
 
 def show(funnel: Funnel) -> None:
@@ -80,9 +65,9 @@ def show(funnel: Funnel) -> None:
     table.columns[1].justify = "right"
     table.add_row("in", f"{funnel.seen}", "")
     for name, number in funnel.dropped.items():
-        table.add_row(f"dropped: {name}", f"-{number}" if number else "0", _plain(funnel.example.get(name, "")))
+        table.add_row(f"dropped: {name}", f"-{number}" if number else "0", plain(funnel.example.get(name, "")))
     for name, number in funnel.failed.items():
-        table.add_row(f"failed: {name}", f"-{number}", _plain(funnel.example.get(name, "")))
+        table.add_row(f"failed: {name}", f"-{number}", plain(funnel.example.get(name, "")))
     for name, why in funnel.off.items():
         table.add_row(f"dropped: {name}", "off", why)
     table.add_row("kept", f"{funnel.kept}", f"index generation {funnel.generation[:12]}", end_section=True)
@@ -91,11 +76,6 @@ def show(funnel: Funnel) -> None:
     for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
         table.add_row(f"kept: {bucket}", f"{number}", "")
     Console().print(table)
-
-
-def _plain(text: str) -> Text:
-    """Keys and reasons are data: no markup, and nothing that a terminal would obey."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
 
 
 def report(funnel: Funnel, seconds: float) -> dict[str, Any]:

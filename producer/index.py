@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from producer.digest import hash_file
+from producer.disk import sync
 from producer.lock import exclusive
 
 VERSION = 3
@@ -204,10 +205,10 @@ def _publish(path: Path, aside: Path, rows: int, tokenizer: str, operators: dict
         return str(said["id"])
     (aside / "generation.json").write_text(json.dumps(said, indent=2) + "\n")
     for name in ("rows.parquet", "generation.json", "."):
-        _sync(aside / name)
+        sync(aside / name)
     aside.chmod(0o755)
     os.rename(aside, path / f"gen-{_number(latest) + 1:05d}")
-    _sync(path)
+    sync(path)
     return str(said["id"])
 
 
@@ -280,11 +281,3 @@ def _verified(generation: Path) -> dict[str, Any]:
 def _id(said: dict[str, Any]) -> str:
     made_from = json.dumps([said[name] for name in ("version", "rows", "sha256", "tokenizer", "operators")])
     return hashlib.sha256(made_from.encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.api.protocol import Welcome
+from producer.disk import sync
 
 # Characters of a line; a recipe takes a few thousand at most.
 LINE_LIMIT = 256 << 10
@@ -243,9 +244,7 @@ def _open(path: Path, timeout_s: float) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        handle = os.open(path.parent, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        sync(path.parent)
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from None
     deadline = time.monotonic() + timeout_s

@@ -43,7 +43,8 @@ def judge(
     origin = [source.of(shard)[0] for shard in scores["shard"].to_pylist()]
     for name in said:
         failed = _failed(scores, name)
-        spared = {row for row, one in enumerate(origin) if one in source.exempt(name)}
+        exempt = source.exempt(name)
+        spared = {row for row, one in enumerate(origin) if one in exempt}
         if name in of_samples:
             said[name] = _judge(scores, of_samples[name], failed)
         elif name in of_captions:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 from producer.clusters import Age
 from producer.crowd import Crowd
 from producer.index import ROW_GROUP, schema
-from producer.judging import COMPARED, judge, judged_schema
+from producer.judging import COMPARED, judged_schema
 from producer.neighbours import Hashes
 from producer.older import Older
 from producer.operator.judgement import (
@@ -31,7 +30,6 @@ from producer.operator.judgement import (
     TableTagger,
 )
 from producer.operator.stage import Stage
-from producer.runs import read_in_order, write_run
 from producer.scratch import Column, Tables, filled, write_table
 from producer.source.reader import SourceConfig
 
@@ -281,18 +279,3 @@ def _named(name: str) -> Iterator[None]:
         yield
     except (ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise WholeError(f"operators.{name}: {type(error).__name__}: {error}") from error
-
-
-def decide(
-    scores: pa.Table, stage: Stage, *, source: SourceConfig, count_tokens: Callable[[Sequence[str]], list[int]]
-) -> pa.Table:
-    """The index's rows for `scores` (see scoring.py) alone, sorted by key."""
-    with TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        run = write_run(judge(scores, stage, source=source, count_tokens=count_tokens), scratch / "0.arrow")
-        whole = Whole(stage, source, Older(scratch / "none"), scratch)
-        for rows in read_in_order([run] if run else [], scratch):
-            whole.add(rows)
-        whole.decide()
-        shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
-        return pa.concat_tables([shape.empty_table(), *whole.tables()])

@@ -15,6 +15,7 @@ from typing import Any
 
 from producer.annotate.config import AnnotateError
 from producer.annotate.entry import Entry, EntryError, from_json, to_json
+from producer.disk import sync
 
 
 class Record:
@@ -75,12 +76,3 @@ def _line(batch: Sequence[Entry]) -> bytes:
 
 def _crc(entries: Any) -> int:
     return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from producer.annotate.config import AnnotateError
 from producer.annotate.entry import SCHEMA, Entry, from_json, to_json
-from producer.annotate.record import Record, read, sync
+from producer.annotate.record import Record, read
+from producer.disk import sync
 
 # Counts up with every change of what a file of annotations holds.
 VERSION = 1

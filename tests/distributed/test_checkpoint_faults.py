@@ -259,6 +259,7 @@ def full_on_rank(folder: str) -> dict[str, Any]:
         retried = until_due(saver, engine, ema, 5)
         waited, trained = time.monotonic() - began, engine.updates
         left = names(root)
+        here.barrier()  # the next save makes a folder here
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         saver.save(retried, {})
         second = ended(saver, here)

@@ -30,10 +30,10 @@ from producer.operator.taxonomy import Taxonomy, TaxonomyConfig
 from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import score_batch, score_schema
 from producer.source.reader import SourceConfig, open_source
-from producer.verdict import decide
 from tests.unit.producer.rows import table as index_rows
 from tests.unit.producer.test_judges import jpeg, lengths, write
 from tests.unit.producer.tiny_encoders import siglip
+from tests.unit.producer.whole import decide
 
 CONFIGS = Path(__file__).parents[3] / "launch/configs/curation"
 

@@ -30,9 +30,9 @@ from producer.picture import decode
 from producer.produce import EncodeJob, UnitMaker
 from producer.recipe import RecipeConfig
 from producer.source.reader import SourceConfig
-from producer.verdict import decide
 from tests.unit.producer.test_scoring import lengths, score
 from tests.unit.producer.test_sources import Members, write_tar
+from tests.unit.producer.whole import decide
 
 EDITS = 6
 UNIT = UnitId("train", 0, 0)

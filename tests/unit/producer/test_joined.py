@@ -16,8 +16,8 @@ from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
 from producer.source.shard import SourceError
-from producer.verdict import decide
 from tests.unit.producer.test_scoring import jpeg, lengths, write
+from tests.unit.producer.whole import decide
 
 OPERATORS = OperatorsConfig.model_validate({"entropy": {}})
 

@@ -14,8 +14,8 @@ from producer.operator.stage import OperatorsConfig, Stage, build_stage
 from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import look, score_batch, score_schema
 from producer.source.reader import SourceConfig, open_source
-from producer.verdict import decide
 from tests.unit.producer.test_scoring import jpeg, lengths, write
+from tests.unit.producer.whole import decide
 
 
 class Alike:

@@ -17,8 +17,8 @@ from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
-from producer.verdict import decide
 from tests.unit.producer.test_sources import write_tar
+from tests.unit.producer.whole import decide
 
 
 def jpeg(name: str = "astronaut", size: tuple[int, int] = (300, 280), quality: int = 90, turned: bool = False) -> bytes:
