@@ -4,15 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from producer.api.channel import Access, RefusedError, gate, shut
 from producer.api.protocol import (
     Ack,
-    Answer,
     Failed,
     Goodbye,
+    Granted,
     Hello,
     Lease,
     Locate,
@@ -20,6 +21,7 @@ from producer.api.protocol import (
     Lost,
     Propose,
     Register,
+    Registered,
     Welcome,
     decode,
     encode,
@@ -101,20 +103,26 @@ class CoordinatorServer(GuardedServer):
         hold(self._rules.offer.balance, message)
         return self._locked(self._rules.hello, message)
 
-    def _lease(self, raw: bytes) -> object:
+    def _lease(self, raw: bytes) -> Granted:
         message = decode(Lease, raw)
         with self._lock:
-            granted = self._rules.lease(message, time.monotonic())
-            for unit in message.holding:
-                self._wake(unit)
-            return granted
+            return self._grant(message)
 
-    def _register(self, raw: bytes) -> Answer:
+    def _register(self, raw: bytes) -> Registered:
         message = decode(Register, raw)
         with self._lock:
             answer = self._rules.register(message, time.monotonic())
             self._wake(message.unit)
-            return answer
+            then = message.then
+            if then and not answer.accepted:
+                then = replace(then, holding=tuple(unit for unit in then.holding if unit != message.unit))
+            return Registered(answer.accepted, answer.reason, self._grant(then) if then else None)
+
+    def _grant(self, message: Lease) -> Granted:
+        granted = self._rules.lease(message, time.monotonic())
+        for unit in message.holding:
+            self._wake(unit)
+        return granted
 
     def _locate(self, raw: bytes) -> Located:
         message = decode(Locate, raw)

@@ -17,7 +17,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from producer.api.channel import Access, Channel, RefusedError, RegistryError, UnreachableError
-from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Welcome
+from producer.api.protocol import Answer, Failed, Granted, Lease, ProtocolError, Register, Registered, Welcome
 from producer.api.unit import UnitId, header_of
 from producer.follow import Follower
 from producer.journal import Line
@@ -112,6 +112,7 @@ class Worker:
         self._since = time.monotonic()  # when `_making` was begun, or the last was done
         self._counts = {"units": 0.0, "samples": 0.0, "failed": 0.0, "making_seconds": 0.0, "idle_seconds": 0.0}
         self._told = -math.inf  # when the counters were last sent
+        self._due = -math.inf  # when the coordinator is to hear of this one again
         self._alone = False  # `_making` is made sample by sample, with nothing begun beside it
         self._leaving = self._gone = False
         self._changed = False  # a unit was finished since the coordinator last heard
@@ -177,8 +178,14 @@ class Worker:
                     log.warning("%s: %s", self._setup.name, error, exc_info=not isinstance(error, _AWAY))
                 said = str(error)
                 self._hang_up()
-            with self._state:
-                self._state.wait_for(lambda: self._stopped or self._changed, pause)
+            self._rest(pause)
+
+    def _rest(self, pause: float) -> None:
+        """Until `pause` seconds after the coordinator was last spoken to, or sooner where it has not heard all."""
+        self._due = time.monotonic() + pause
+        with self._state:
+            while not self._stopped and not self._changed and (left := self._due - time.monotonic()) > 0:
+                self._state.wait(left)
 
     def _look_at_clock(self) -> None:
         with self._state:
@@ -189,44 +196,52 @@ class Worker:
 
     def _heartbeat(self) -> float:
         """Say what is here, obey the answer; the seconds until the next time."""
-        now = time.monotonic()
-        numbers = self.numbers() if now - self._told > _NUMBERS_S else {}
         with self._talk:
-            with self._state:
-                self._changed = False
-                encoding = (*((self._making,) if self._making and not self._void else ()), *self._queue)
-            holding, size = self._ring.list() if not self._gone else ((), 0)
-            # Units that may still be begun: what is being made will be held too.
-            fit = (self._setup.memory_bytes - size) * max(1, len(holding)) // max(1, size) - len(encoding)
-            offer = self._maker.offer
-            lease = Lease(
-                worker=self._setup.name,
-                address=self.address,
-                plan=self._follower.plan,
-                until=self._follower.until,
-                encoder=offer.encoder,
-                room=min(_QUEUE - len(encoding), max(1, fit)),
-                full=fit <= 0,
-                holding=holding,
-                encoding=encoding,
-                bytes=size,
-                incarnation=self._incarnation,
-                numbers=numbers,
-                leaving=self._leaving,
-            )
+            lease = self._lease()
             granted = self._connect().ask("lease", lease, Granted, _CALL_S)
-            self._told = now if numbers else self._told
-            changed = self._follower.tell(granted.entries)
-            for unit in (*granted.forget, *filter(changed, holding)):
-                self._ring.forget(unit)
-            with self._state:
-                self._void = self._void or bool(self._making and changed(self._making))
-                keep = [unit for unit in self._queue if unit not in granted.forget and not changed(unit)]
-                self._queue = deque(() if self._leaving else (*keep, *granted.units))
-                self._narrow = {*self._narrow, *granted.narrow} & set(self._queue)
-                self._expect()
-                self._state.notify_all()
+            self._obey(granted, lease)
         return granted.wait_s
+
+    def _lease(self) -> Lease:
+        """All that is here, and room for more."""
+        now = time.monotonic()
+        with self._state:
+            self._changed = False
+            encoding = (*((self._making,) if self._making and not self._void else ()), *self._queue)
+        holding, size = self._ring.list() if not self._gone else ((), 0)
+        # Units that may still be begun: what is being made will be held too.
+        fit = (self._setup.memory_bytes - size) * max(1, len(holding)) // max(1, size) - len(encoding)
+        return Lease(
+            worker=self._setup.name,
+            address=self.address,
+            plan=self._follower.plan,
+            until=self._follower.until,
+            encoder=self._maker.offer.encoder,
+            room=min(_QUEUE - len(encoding), max(1, fit)),
+            full=fit <= 0,
+            holding=holding,
+            encoding=encoding,
+            bytes=size,
+            incarnation=self._incarnation,
+            numbers=self.numbers() if now - self._told > _NUMBERS_S else {},
+            leaving=self._leaving,
+        )
+
+    def _obey(self, granted: Granted, lease: Lease) -> None:
+        """Do what the answer to `lease` says."""
+        now = time.monotonic()
+        self._told = now if lease.numbers else self._told
+        self._due = now + granted.wait_s
+        changed = self._follower.tell(granted.entries)
+        for unit in (*granted.forget, *filter(changed, lease.holding)):
+            self._ring.forget(unit)
+        with self._state:
+            self._void = self._void or bool(self._making and changed(self._making))
+            keep = [unit for unit in self._queue if unit not in granted.forget and not changed(unit)]
+            self._queue = deque(() if self._leaving else (*keep, *granted.units))
+            self._narrow = {*self._narrow, *granted.narrow} & set(self._queue)
+            self._expect()
+            self._state.notify_all()
 
     def _expect(self) -> None:
         """Tell the maker what comes next, unless that must be made with nothing beside it."""
@@ -261,23 +276,11 @@ class Worker:
                 if self._stopped:
                     return
                 log.exception("%s: %s could not be made", self._setup.name, unit)
-                self._finish("failed", Failed(self._setup.name, unit, type(error).__name__), unit, None)
+                self._fail(unit, type(error).__name__)
                 if isinstance(error, MakerBrokenError):
                     self._setup.give_up()
                 continue
-            said = Register(
-                worker=self._setup.name,
-                address=self.address,
-                plan=header_of(batch).plan,
-                unit=unit,
-                bytes=batch.nbytes,
-                samples=batch.num_rows,
-                rejected=rejected,
-                incarnation=self._incarnation,
-            )
-            answer = self._finish("register", said, unit, batch)
-            if answer is not None and not answer.accepted:
-                self._ring.forget(unit)
+            self._register(unit, batch, rejected)
 
     def _begin(self) -> UnitId:
         """The next unit of the queue, from now on the one being made."""
@@ -289,24 +292,59 @@ class Worker:
         self._since = now
         return unit
 
-    def _finish(self, kind: str, message: object, unit: UnitId, batch: pa.RecordBatch | None) -> Answer | None:
-        """Hold `unit`, if it was made, and say so; if nobody hears it, the next heartbeat says the same."""
+    def _register(self, unit: UnitId, batch: pa.RecordBatch, rejected: int) -> None:
+        """Hold a unit and say so, asking for more; if nobody hears it, the next heartbeat says the same."""
+        plan = header_of(batch).plan
         with self._talk:
-            with self._state:
-                now = time.monotonic()
-                self._counts["making_seconds"] += now - self._since
-                self._counts["failed" if batch is None else "units"] += 1
-                self._counts["samples"] += 0 if batch is None else batch.num_rows
-                self._making, self._alone, self._since, self._changed = None, False, now, True
-                self._void = False
-                self._expect()
-                self._state.notify_all()
-            if isinstance(message, Register) and message.plan != self._follower.plan_of(unit):
-                return Answer(False, "another recipe makes it by now")
-            if batch is not None:
-                self._ring.put(unit, batch)
+            self._end_making(batch)
+            if plan != self._follower.plan_of(unit):
+                return  # another recipe makes it by now
+            self._ring.put(unit, batch)
+            lease = self._lease()
+            said = Register(
+                worker=self._setup.name,
+                address=self.address,
+                plan=plan,
+                unit=unit,
+                bytes=batch.nbytes,
+                samples=batch.num_rows,
+                rejected=rejected,
+                incarnation=self._incarnation,
+                then=lease,
+            )
             try:
-                return self._connect().ask(kind, message, Answer, _CALL_S)
+                answer = self._connect().ask("register", said, Registered, _CALL_S)
             except Exception as error:
-                log.info("%s: %s of %s not heard: %s", self._setup.name, kind, unit, error)
-                return None
+                self._unheard("register", unit, error)
+                return
+            if not answer.accepted:
+                self._ring.forget(unit)
+            if answer.granted:
+                self._obey(answer.granted, lease)
+
+    def _fail(self, unit: UnitId, reason: str) -> None:
+        """Say that a unit could not be made."""
+        with self._talk:
+            self._end_making(None)
+            try:
+                self._connect().ask("failed", Failed(self._setup.name, unit, reason), Answer, _CALL_S)
+            except Exception as error:
+                self._unheard("failed", unit, error)
+
+    def _end_making(self, batch: pa.RecordBatch | None) -> None:
+        """Nothing is being made now; `batch` was, or nothing came of it."""
+        with self._state:
+            now = time.monotonic()
+            self._counts["making_seconds"] += now - self._since
+            self._counts["failed" if batch is None else "units"] += 1
+            self._counts["samples"] += 0 if batch is None else batch.num_rows
+            self._making, self._alone, self._since, self._changed = None, False, now, True
+            self._void = False
+            self._expect()
+            self._state.notify_all()
+
+    def _unheard(self, kind: str, unit: UnitId, error: Exception) -> None:
+        log.info("%s: %s of %s not heard: %s", self._setup.name, kind, unit, error)
+        with self._state:
+            self._changed = True
+            self._state.notify_all()

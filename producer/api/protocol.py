@@ -3,7 +3,7 @@
 The coordinator only answers: it knows which units are wanted, leased and held where, never what is in them.
 
     worker  -> coordinator   action "lease"     Lease     -> Granted    units to encode, those to forget
-    worker  -> coordinator   action "register"  Register  -> Answer     a unit is ready at the worker's address
+    worker  -> coordinator   action "register"  Register  -> Registered a unit is ready at the worker's address
     worker  -> coordinator   action "failed"    Failed    -> Answer     a unit could not be made; another tries
     trainer -> coordinator   action "hello"     Hello     -> Welcome    who trains; an older incarnation is refused
     trainer -> coordinator   action "locate"    Locate    -> Located    waits up to wait_s for a unit to be ready
@@ -17,7 +17,9 @@ The coordinator only answers: it knows which units are wanted, leased and held w
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from producer.api.unit import UnitId
@@ -80,7 +82,10 @@ class Granted:
 
 @dataclass(frozen=True)
 class Register:
-    """A worker holds a unit made by `plan`: its size, its samples and those it had to leave out."""
+    """A worker holds a unit made by `plan`: its size, its samples and those it had to leave out.
+
+    `then` is what the worker asks right after: in one message, which is most of what a call costs.
+    """
 
     worker: str
     address: str
@@ -90,6 +95,16 @@ class Register:
     samples: int
     rejected: int
     incarnation: int = 0
+    then: Lease | None = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Whether the unit counts as held there; if not, why, and the worker forgets it. `granted` answers `then`."""
+
+    accepted: bool
+    reason: str = ""
+    granted: Granted | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +248,7 @@ class Answer:
 
 def encode(message: object) -> bytes:
     """A message as JSON."""
-    return json.dumps(asdict(message)).encode()  # type: ignore[call-overload]
+    return json.dumps(vars(message), default=vars).encode()
 
 
 def decode(kind: type[T], raw: bytes) -> T:
@@ -242,43 +257,78 @@ def decode(kind: type[T], raw: bytes) -> T:
         said = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"{kind.__name__}: not JSON ({error})") from None
-    names = {part.name for part in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(said, dict) or said.keys() - names:
-        unknown = sorted(said.keys() - names) if isinstance(said, dict) else said
-        raise ProtocolError(f"{kind.__name__}: unknown fields {unknown}; it has {sorted(names)}")
+    return _message(kind, said)
+
+
+def _message(kind: type[T], said: Any) -> T:
+    readers = _readers(kind)  # type: ignore[arg-type]
+    if not isinstance(said, dict) or said.keys() - readers.keys():
+        unknown = sorted(said.keys() - readers.keys()) if isinstance(said, dict) else said
+        raise ProtocolError(f"{kind.__name__}: unknown fields {unknown}; it has {sorted(readers)}")
+    values = {}
+    for name, value in said.items():
+        try:
+            values[name] = readers[name](value)
+        except ValueError as error:
+            raise ProtocolError(f"{kind.__name__}.{name}: {error}") from None
     try:
-        message = kind(**{name: _units(name, value) for name, value in said.items()})
-    except (TypeError, ValueError) as error:
+        return kind(**values)
+    except TypeError as error:
         raise ProtocolError(f"{kind.__name__}: {error}") from None
-    for part in fields(kind):  # type: ignore[arg-type]
-        _check(kind.__name__, part.name, part.type, getattr(message, part.name))
-    return message
 
 
-def _units(name: str, value: Any) -> Any:
-    if name == "unit":
-        return _unit(value)
-    if name == "more" and isinstance(value, list) and value and isinstance(value[0], list):
-        return tuple(_unit(item) for item in value)
-    if name in ("units", "forget", "narrow", "holding", "encoding") and isinstance(value, list):
-        return tuple(_unit(item) for item in value)
-    if name in ("entries", "lines", "more") and isinstance(value, list):
-        if not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{name}: a line is no text")
-        return tuple(value)
-    return value
+@cache
+def _readers(kind: type) -> dict[str, Callable[[Any], Any]]:
+    """For each field what makes its value of JSON's; ValueError where that is something else."""
+    return {part.name: _BY_TYPE[part.type] for part in fields(kind)}
+
+
+def _exactly(*wanted: type) -> Callable[[Any], Any]:
+    # True is an int to isinstance, and must not be one here.
+    def read(value: Any) -> Any:
+        if type(value) not in wanted:
+            raise ValueError(f"{str(value)[:80]!r} is no {wanted[0].__name__}")
+        return value
+
+    return read
+
+
+def _list(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def read_all(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise ValueError(f"{str(value)[:80]!r} is no list")
+        return tuple(map(read, value))
+
+    return read_all
 
 
 def _unit(value: Any) -> UnitId:
-    unit = UnitId(*value)
-    if not isinstance(unit.stream, str) or type(unit.step) is not int or type(unit.unit) is not int:
-        raise ValueError(f"{value} is no unit; one is [stream, step, unit]")
-    return unit
+    if type(value) is list and len(value) == 3:
+        stream, step, unit = value
+        if type(stream) is str and type(step) is int and type(unit) is int:
+            return UnitId(stream, step, unit)
+    raise ValueError(f"{str(value)[:80]!r} is no unit; one is [stream, step, unit]")
 
 
-def _check(kind: str, name: str, wanted: Any, value: object) -> None:
-    kinds = {float: (int, float), int: (int,), str: (str,), bool: (bool,), UnitId: (UnitId,), dict[str, float]: (dict,)}
-    if isinstance(value, dict) and (len(value) > NUMBERS or {type(number) for number in value.values()} - {int, float}):
-        raise ProtocolError(f"{kind}.{name}: {str(value)[:80]!r} is not at most {NUMBERS} numbers by name")
-    if type(value) not in kinds.get(wanted, (tuple,)):
-        raise ProtocolError(f"{kind}.{name}: {str(value)[:80]!r} is no {getattr(wanted, '__name__', wanted)}")
+def _numbers(value: Any) -> dict[str, float]:
+    if type(value) is not dict or len(value) > NUMBERS or {type(number) for number in value.values()} - {int, float}:
+        raise ValueError(f"{str(value)[:80]!r} is not at most {NUMBERS} numbers by name")
+    return value
+
+
+def _perhaps(kind: type) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else _message(kind, value)
+
+
+_BY_TYPE: dict[Any, Callable[[Any], Any]] = {
+    str: _exactly(str),
+    int: _exactly(int),
+    float: _exactly(float, int),
+    bool: _exactly(bool),
+    UnitId: _unit,
+    tuple[UnitId, ...]: _list(_unit),
+    tuple[str, ...]: _list(_exactly(str)),
+    dict[str, float]: _numbers,
+    Lease | None: _perhaps(Lease),
+    Granted | None: _perhaps(Granted),
+}

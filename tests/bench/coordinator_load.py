@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from producer.api.channel import Channel, UnreachableError
-from producer.api.protocol import Ack, Answer, Granted, Lease, Locate, Located, Register
+from producer.api.protocol import Ack, Answer, Granted, Lease, Locate, Located, Register, Registered
 from producer.api.unit import UnitId
 
 TOKEN = "a token as long as a real one is"
@@ -113,6 +113,7 @@ class Load:
         callers = [*(self.group(n) for n in range(case.groups)), *(self.worker(n) for n in range(case.workers))]
         self._callers = callers
         self._ready: set[UnitId] = set()
+        self._numbers_due: dict[str, float] = {}  # by worker
         # Questions that will be held, for units not made yet, have threads of their own, and no times.
         self._prompt, self._held = Schedule(self.end), Schedule(self.end)
         for number, caller in enumerate(callers):
@@ -202,7 +203,7 @@ class Load:
         return UnitId("train", place // units, group * units + place % units)
 
     def worker(self, number: int) -> Caller:
-        """What a worker says (producer/worker.py): asks at each change and heartbeat, and registers what it made.
+        """What a worker says (producer/worker.py): registers what it made and asks along, or at a heartbeat alone.
 
         At first it holds its share of the horizon: producers are ahead, and the coordinator hears of it from them.
         """
@@ -215,28 +216,33 @@ class Load:
         holds, queue = set(made), list[UnitId]()
         self._ready |= holds
         due = self.begin + draw.random()
-        done = numbers_due = 0.0
+        done = 0.0
         while True:
-            numbers = NUMBERS if due >= numbers_due else {}
-            numbers_due = due + NUMBERS_S if numbers else numbers_due
-            mine: dict[str, Any] = {"holding": tuple(holds), "encoding": tuple(queue), "bytes": SIZE * len(holds)}
-            lease = Lease(name, address, "p", "e", QUEUE - len(queue), incarnation=1, numbers=numbers, **mine)
-            granted, due = yield Call(due, "lease", lease, Granted)
+            granted, due = yield Call(due, "lease", self._lease(name, address, holds, queue, due), Granted)
+            while granted is not None:
+                holds -= set(granted.forget)
+                if not queue:
+                    done = due + make_s * draw.uniform(0.7, 1.3)
+                queue = [unit for unit in queue if unit not in granted.forget] + list(granted.units)
+                if not queue or done > due + granted.wait_s:
+                    due += granted.wait_s
+                    break
+                unit, due = queue.pop(0), max(due, done)
+                holds.add(unit)
+                then = self._lease(name, address, holds, queue, due)
+                register = Register(name, address, "p", unit, SIZE, 16, 0, 1, then)
+                answer, due = yield Call(due, "register", register, Registered)
+                self.counts["made"] += due >= self.warm
+                if answer and not answer.accepted:
+                    holds.discard(unit)
+                done = max(done, due - make_s) + make_s * draw.uniform(0.7, 1.3)
+                granted = answer and answer.granted
             if granted is None:
                 due += PAUSE_S
-                continue
-            holds -= set(granted.forget)
-            if not queue:
-                done = due + make_s * draw.uniform(0.7, 1.3)
-            queue = [unit for unit in queue if unit not in granted.forget] + list(granted.units)
-            if not queue or done > due + granted.wait_s:
-                due += granted.wait_s
-                continue
-            unit = queue.pop(0)
-            holds.add(unit)
-            register = Register(name, address, "p", unit, SIZE, 16, 0, 1)
-            answer, due = yield Call(max(due, done), "register", register, Answer)
-            self.counts["made"] += due >= self.warm
-            if answer and not answer.accepted:
-                holds.discard(unit)
-            done = max(done, due - make_s) + make_s * draw.uniform(0.7, 1.3)
+
+    def _lease(self, name: str, address: str, holds: set[UnitId], queue: list[UnitId], due: float) -> Lease:
+        numbers = NUMBERS if due >= self._numbers_due.get(name, 0.0) else {}
+        if numbers:
+            self._numbers_due[name] = due + NUMBERS_S
+        room, mine = QUEUE - len(queue), {"holding": tuple(holds), "encoding": tuple(queue)}
+        return Lease(name, address, "p", "e", room, incarnation=1, numbers=numbers, bytes=SIZE * len(holds), **mine)

@@ -26,6 +26,10 @@ values = {
     ),
     tuple[str, ...]: st.lists(st.text(max_size=8), max_size=4).map(tuple),
 }
+values |= {
+    kind | None: st.none() | st.builds(kind, **{field.name: values[field.type] for field in fields(kind)})
+    for kind in (Lease, Granted)
+}
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

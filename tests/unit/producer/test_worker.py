@@ -20,7 +20,17 @@ from producer.api.channel import (
     meaning,
     write_registry,
 )
-from producer.api.protocol import Hello, Locate, Located, Register, Welcome, encode
+from producer.api.protocol import (
+    Granted,
+    Hello,
+    Lease,
+    Locate,
+    Located,
+    Register,
+    Registered,
+    Welcome,
+    encode,
+)
 from producer.api.unit import Header, UnitId, pack, unpack
 from producer.coordinator_server import WAIT_S, CoordinatorServer
 from producer.synthetic import SyntheticMaker
@@ -227,7 +237,8 @@ def test_garbage_is_refused_with_a_reason_and_never_a_traceback(tmp_path: Path) 
         for action, body, reason in (
             ("lease", b"garbage", "Lease: not JSON"),
             ("lease", b"[]", "Lease: unknown fields"),
-            ("register", b'{"worker": 1}', "Register: "),
+            ("register", b'{"worker": 1}', "Register.worker: '1' is no str"),
+            ("register", b'{"then": {"room": "x"}}', "Register.then: Lease.room: 'x' is no int"),
             ("locate", encode(Locate("t", 1, 0, train(0, 7), 0.0)), "is not in plan"),
             ("hello", encode(Hello("t", 1, -3)), "step -3 is negative"),
             ("ack", b"x" * (5 << 20), "at most"),
@@ -300,6 +311,31 @@ def test_a_worker_whose_unit_is_refused_lets_it_go(tmp_path: Path) -> None:
             running.call("register", encode(Register("o", "127.0.0.1:1", "nonsense", train(0, 0), 1, 1, 0)))
         assert b"is held by w0" in running.call("register", encode(said))
         assert UnitId("empty", 0, 0) in worker._ring.list()[0]
+
+
+def test_a_registration_brings_the_next_units_along_and_a_refused_one_does_too(tmp_path: Path) -> None:
+    with farm(tmp_path) as running:
+        channel = Channel(running.coordinator.address, TOKEN)
+        channel.ask("hello", Hello("t", 1, 0), Welcome, 5.0)
+        plan, encoder = running.offer.plan, running.offer.encoder
+
+        def lease(name: str, holding: tuple[UnitId, ...], room: int) -> Lease:
+            return Lease(name, f"127.0.0.1:{name[1:]}", plan, encoder, room, holding=holding, bytes=len(holding))
+
+        def register(unit: UnitId, then: Lease) -> Registered:
+            said = Register(then.worker, then.address, plan, unit, 1, 4, 0, then=then)
+            return channel.ask("register", said, Registered, 5.0)
+
+        (first,) = channel.ask("lease", lease("w1", (), 1), Granted, 5.0).units
+        answer = register(first, lease("w1", (first,), 2))
+        assert answer.accepted and answer.granted and len(answer.granted.units) == 2
+        assert not answer.granted.forget and first not in answer.granted.units
+        # It is not taken for held by the lease that comes along where the registration of it is refused.
+        late = register(first, lease("w2", (first,), 1))
+        assert not late.accepted and "is held by w1" in late.reason
+        assert late.granted and len(late.granted.units) == 1 and not late.granted.forget
+        assert running.status()["registered"] == 1 and running.status()["leases"] == 3
+        channel.close()
 
 
 def test_a_worker_whose_memory_is_full_makes_only_what_is_needed_next(tmp_path: Path) -> None:
