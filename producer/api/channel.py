@@ -94,7 +94,7 @@ class Channel:
         self._tls = access.tls
         options = access.tls.client_options() if access.tls else {}
         where = f"grpc+{'tls' if access.tls else 'tcp'}://{self.address}"
-        self._client = flight.FlightClient(where, generic_options=_OPTIONS, **options)
+        self._open: flight.FlightClient | None = flight.FlightClient(where, generic_options=_OPTIONS, **options)
         self._headers = [(TOKEN_HEADER.encode(), f"Bearer {access.token}".encode())]
 
     def ask(self, kind: str, message: object, answer: type[T], timeout_s: float) -> T:
@@ -122,8 +122,17 @@ class Channel:
             raise self._meaning(error) from None
 
     def close(self) -> None:
-        """Let go of the connection; calls under way end by their deadlines."""
-        self._client.close()
+        """Let go of the connection; calls under way go on to their deadlines, others are refused."""
+        # Flight's own close frees what a call of another thread is using, which ends the process. The last of these
+        # calls that holds the client closes it.
+        self._open = None
+
+    @property
+    def _client(self) -> flight.FlightClient:
+        client = self._open
+        if client is None:
+            raise UnreachableError("this connection was closed")  # caught by callers as what cuts a call off
+        return client
 
     def _call(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers, read_options=_ALIGNED)
