@@ -120,7 +120,7 @@ class CoordinatorServer(GuardedServer):
 
     def _grant(self, message: Lease) -> Granted:
         granted = self._rules.lease(message, time.monotonic())
-        for unit in message.holding:
+        for unit in self._waiting.keys() & message.holding:
             self._wake(unit)
         return granted
 

@@ -7,6 +7,7 @@ else. Every call has a deadline, and a watchdog cancels a transfer that began an
 import atexit
 import contextlib
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -24,7 +25,8 @@ from producer.api.unit import UnitId
 
 log = logging.getLogger(__name__)
 
-_MORE = 4  # units asked for by one question
+# Units asked for by one question, where there is room for so many: a question is most of what a coordinator does.
+_MORE = 4
 _LANES = 2  # units pulled at once: one is asked for and read while the other is checked
 _NO_ANSWER = "no answer yet"
 _WATCH_S = 0.1
@@ -52,6 +54,9 @@ class FlightSource:
         self._slots: deque[_Slot] = deque()  # in the schedule's order, those being pulled among them
         self._left: Iterator[UnitId] = iter(())  # what is not begun of the schedule, after ...
         self._next: deque[UnitId] = deque()  # ... those which were looked at
+        # Units are begun several at once: `_room` more of these. Groups differ in which, so as not to ask all together.
+        self._room, self._begun, self._several = 0, 0, min(_MORE, max(1, config.prefetch // 2))
+        self._phase = random.randrange(self._several)
         self._broken: Exception | None = None  # what the schedule raised after those
         self._whole = False  # every unit of the schedule came
         self._failed = False
@@ -177,17 +182,17 @@ class FlightSource:
                 with self._state:
                     if self._closed or self._failed:
                         break
-                    if len(self._slots) >= self.config.prefetch:
+                    if not self._room and not self._make_room():
                         self._state.wait(POLL_S if self._ack > self._acked else None)
                         continue
-                    room = min(_MORE, self.config.prefetch - len(self._slots))
-                    self._look_ahead(room)
+                    self._look_ahead(self._room)
                     if not self._next:
                         break
                     slot = _Slot(self._next.popleft())
                     self._slots.append(slot)
+                    self._room, self._begun = self._room - 1, self._begun + 1
                     # Only those for which there is room: what was told to be somewhere counts as given.
-                    more = list(self._next)[: room - 1]
+                    more = list(self._next)[: self._room]
                 self._fill(slot, more)
                 slot = None
         except Exception as error:
@@ -200,6 +205,13 @@ class FlightSource:
             with contextlib.suppress(SourceError):
                 self._say_ack()
             self._whole = True
+
+    def _make_room(self) -> bool:
+        """Whether the next few units may be begun."""
+        wanted = self._several - (self._begun + self._phase) % self._several
+        if len(self._slots) + wanted <= self.config.prefetch:
+            self._room = wanted
+        return self._room > 0
 
     def _look_ahead(self, units: int) -> None:
         """Have the next `units` of the schedule at hand. What it raises is raised once those before are pulled."""

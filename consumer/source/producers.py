@@ -82,7 +82,8 @@ class Producers:
         self.closed = False
         self._damaged: Counter[UnitId] = Counter()
         self._places: dict[UnitId, tuple[float, Located]] = {}  # said along with others', and when
-        self._lock = threading.Lock()
+        self._asked: set[UnitId] = set()  # along with others, and not answered yet
+        self._lock = threading.Condition()  # guards these; told of answers
         self._coordinator: Channel | None = None
         self.streams = Streams(self._access, config.call_s)
 
@@ -148,17 +149,25 @@ class Producers:
     def _located(self, unit: UnitId, more: Sequence[UnitId]) -> Located:
         plan = self.plans.at(self.handed).plan if self.plans and self.handed >= 0 else ""
         said = Locate(self.trainer, self.incarnation, self.step, unit, POLL_S, self.handed, plan, tuple(more))
-        found = self.ask("locate", said, Located)
-        now = time.monotonic()
         with self._lock:
-            for other, address in zip(more, found.more, strict=False):
-                if address:
-                    self._places[other] = now, replace(found, address=address)
-        return found
+            self._asked.update(more)
+        try:
+            found = self.ask("locate", said, Located)
+            now = time.monotonic()
+            with self._lock:
+                for other, address in zip(more, found.more, strict=False):
+                    if address:
+                        self._places[other] = now, replace(found, address=address)
+            return found
+        finally:
+            with self._lock:
+                self._asked.difference_update(more)
+                self._lock.notify_all()
 
     def _told(self, unit: UnitId) -> Located | None:
-        """Where `unit` was said to be a moment ago, along with another; once."""
+        """Where `unit` was said to be a moment ago, along with another; once. Waits for an answer under way."""
         with self._lock:
+            self._lock.wait_for(lambda: unit not in self._asked, self.config.call_s)
             since, found = self._places.pop(unit, (-_TOLD_S, None))
         return found if time.monotonic() - since < _TOLD_S else None
 

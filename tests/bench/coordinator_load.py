@@ -162,41 +162,41 @@ class Load:
             self.whole[call.kind].append(at - call.due)
 
     def group(self, number: int) -> Caller:
-        """What a model-parallel group asks (consumer/source/flight.py): a unit for each place that steps make free.
+        """What a model-parallel group asks (consumer/source/flight.py): units for the places that steps make free.
 
-        Where several are free, as before the first step, one question asks for up to MORE; while steps take one unit
-        after another it asks for each. Of its two lanes one is enough here: the other asks while a unit is read.
+        One question asks for up to MORE of them, where half of the places are so many; groups differ in which. Of its
+        two lanes one is enough here: the other takes what was told along.
         """
         case, draw = self.case, random.Random(number)
         first = self.begin + 0.7 * case.warm_s + draw.random() * case.spread_s
         period, due = case.step_s / case.units, self.begin + draw.random()
-        pulled = acked = 0
+        pulled, acked, several = 0, 0, min(MORE, max(1, case.prefetch // 2))
         told: set[int] = set()
         while True:
-            due = max(due, first + (pulled - case.prefetch) * period)
-            taken = max(0, int((due - first) / period + 1e-6) + 1) if due >= first else 0
-            step = max(0, taken - 1) // case.units
-            if step // case.ack_steps > acked:
-                acked = step // case.ack_steps
-                due = (yield Call(due, "ack", Ack("t", 1, acked * case.ack_steps - 1), Answer)).at
-            room = min(MORE, taken + case.prefetch - pulled)
-            wanted = [self._unit(number, pulled + place) for place in range(room)]
+            wanted = several - (pulled + number) % several
+            due = max(due, first + (pulled + wanted - 1 - case.prefetch) * period)
+            if (saved := first + (acked + 1) * case.ack_steps * case.step_s) <= due:
+                acked += 1
+                yield Call(saved, "ack", Ack("t", 1, acked * case.ack_steps - 1), Answer)
+                continue
+            step = max(0, int((due - first) / case.step_s + 1e-6)) if due >= first else 0
+            units = [self._unit(number, pulled + place) for place in range(wanted)]
             handed = (pulled - 1) // case.units if pulled else -1
             # Before the first step questions are not held: there are not threads for all of them.
             wait_s = POLL_S if due >= first else 0.0
-            message = Locate("t", 1, step, wanted[0], wait_s, handed, "p" if pulled else "", tuple(wanted[1:]))
+            message = Locate("t", 1, step, units[0], wait_s, handed, "p" if pulled else "", tuple(units[1:]))
             found, due = yield Call(due, "locate", message, Located)
             if found is None or not found.address:
                 due += POLL_S - wait_s if found else PAUSE_S
                 continue
             told |= {pulled + place for place, there in enumerate(found.more, 1) if there}
             self.counts["late_units"] += due > max(self.warm, first + pulled * period)
-            pulled += 1
+            before, pulled = pulled, pulled + 1
             while pulled in told:
                 told.remove(pulled)
                 pulled += 1
                 self.counts["along"] += 1
-            self.counts["trained"] += due >= self.warm
+            self.counts["trained"] += (pulled - before) * (due >= self.warm)
 
     def _unit(self, group: int, place: int) -> UnitId:
         units = self.case.units
