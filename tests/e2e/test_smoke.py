@@ -34,18 +34,27 @@ def descendants(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a run, and how it ended."""
+    folder = tmp_path_factory.mktemp("smoke")
+    return folder, subprocess.run([*smoke(folder), *SHORT], cwd=ROOT, capture_output=True, text=True, timeout=1250)
+
+
 @pytest.mark.timeout(1300)
-def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_path: Path) -> None:
-    done = subprocess.run([*smoke(tmp_path), *SHORT], cwd=ROOT, capture_output=True, text=True, timeout=1250)
+def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(
+    ended: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = ended
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     curate, train = report["curate"], report["train"]
     assert curate["in"] == curate["kept"] + sum(curate["dropped"].values())
     assert curate["kept"] >= 150 and len(curate["buckets"]) >= 5
     assert {"broken", "file_size", "resolution", "exact_duplicate", "near_duplicate"} <= curate["dropped"].keys()
-    rows = Index.open(tmp_path / "index").table.select(["key", "dropped_by"]).to_pylist()
+    rows = Index.open(folder / "index").table.select(["key", "dropped_by"]).to_pylist()
     dropped = {row["key"]: row["dropped_by"] for row in rows}
-    planted = json.loads((tmp_path / "raw" / "planted.json").read_text())
+    planted = json.loads((folder / "raw" / "planted.json").read_text())
     assert {item["stage"] for item in planted} == {1, 2, 3, 4}
     assert {item["key"]: item["operator"] for item in planted} == {
         item["key"]: dropped[item["key"]] for item in planted
@@ -60,16 +69,18 @@ def test_photographs_go_in_and_a_trained_sampled_exported_model_comes_out(tmp_pa
     assert train["resumed_bit_equal"]
     assert train["validation_loss_last"] <= 0.85 * train["validation_loss_first"]
     for name in ("grid.png", "diffusers.png"):
-        with Image.open(tmp_path / name) as picture:
+        with Image.open(folder / name) as picture:
             assert picture.width >= 256 and picture.height >= 256
-    assert not descendants(tmp_path)
+    assert not descendants(folder)
 
 
-@pytest.mark.timeout(700)
-def test_ctrl_c_ends_everything_within_ten_seconds(tmp_path: Path) -> None:
-    log = tmp_path / "out"
+@pytest.mark.timeout(1300)
+def test_ctrl_c_ends_everything_within_ten_seconds(
+    tmp_path: Path, ended: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    log, folder = tmp_path / "out", ended[0]  # where pictures are already, to spare time
     with log.open("w") as out:
-        job = subprocess.Popen(smoke(tmp_path / "run"), cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        job = subprocess.Popen(smoke(folder), cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
     deadline = time.monotonic() + 600
     while "train, kill, resume" not in log.read_text():  # producers are up, and training starts
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -79,5 +90,5 @@ def test_ctrl_c_ends_everything_within_ten_seconds(tmp_path: Path) -> None:
     os.killpg(job.pid, signal.SIGINT)
     assert job.wait(20) == 130
     assert time.monotonic() - asked < 10
-    assert not descendants(tmp_path)
-    assert not list((tmp_path / "run").rglob("*.part")) and "Traceback" not in log.read_text()
+    assert not descendants(folder)
+    assert not list(folder.rglob("*.part")) and "Traceback" not in log.read_text()
