@@ -114,7 +114,7 @@ def sketched(draw: st.DrawFn) -> np.ndarray:
 
 
 def meeting(sketches: np.ndarray, similarity: float) -> set[tuple[int, int]]:
-    """Each caption with the first and the last before it that has a band of its, where they are alike: the plain twin."""
+    """Each caption with the first and the last before it that shares a band, where they are alike: the plain twin."""
     found = set()
     for band in range(0, WIDTH, 4):
         for row, mine in enumerate(sketches):
@@ -200,7 +200,6 @@ def test_arrays_as_long_as_the_set_are_in_files(name: str, tmp_path: Path) -> No
         }
         with working_on(1_000, _CROWD=100):
             found.append(traced(runs[name]))
-    print(found)
     few, many = found
     # At once it would be 100 bytes and more for each of 12,000 rows.
     assert many < few + 200_000
