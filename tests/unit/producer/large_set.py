@@ -1,7 +1,7 @@
 """Curation of a set of any size from score files made up for it, and the anonymous memory that it took.
 
-python -m tests.unit.producer.large_set ROWS FOLDER [PIECE] prints a JSON object. With PIECE so many rows are compared at
-a time, and what comparing takes is traced, which is slower.
+python -m tests.unit.producer.large_set ROWS FOLDER [PIECE] prints a JSON object. With PIECE so many rows are compared
+at a time, and what comparing takes is traced, which is slower.
 """
 
 import json
@@ -41,7 +41,9 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
     stage = build_stage(operators)
     shape, version = score_schema(stage), fingerprint(job, stage)
     draw = np.random.default_rng(0)
-    words = np.asarray([f"{one:03x}{other}" for one in range(99) for other in ("harbour", "boats", "gulls", "clouds")])
+    words = np.asarray(
+        [one + other + end for one in "bcdfghlmnprst" for other in "aeiou" for end in ("lling", "rt", "n")]
+    )
     shards = [Shard(f"set-{number:05d}.tar", f"stamp {number}") for number in range(max(1, rows // SHARD))]
     before = draw.integers(0, 2**64, (4, SHARD), np.uint64)
     for number, shard in enumerate(shards):

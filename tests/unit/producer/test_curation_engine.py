@@ -274,12 +274,12 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path, number: int) -> None:
     for size in (number // 4, number):
         command = [sys.executable, "-m", "tests.unit.producer.large_set", str(size), str(tmp_path / str(size))]
         (tmp_path / str(size)).mkdir()
-        command.append(str(number // 20))
+        command.append(str(number // 8))
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=3000)
         found.append(json.loads(done.stdout))
     few, many = found
     assert many["rows"] == number and many["dropped"]["near_duplicate"] > number // 100
     # One number more for each row would be 8 bytes for each that there is more.
     assert 0 < many["compared"] < few["compared"] + (number - number // 4) * 8
-    # What is not of comparing changes by some megabytes from run to run.
-    assert many["bytes"] < few["bytes"] + (32 << 20)
+    # The rest changes by tens of megabytes from run to run, with what malloc keeps.
+    assert many["bytes"] < few["bytes"] + (64 << 20)

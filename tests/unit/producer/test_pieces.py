@@ -188,7 +188,7 @@ def traced(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("name", ["exact", "near", "captions"])
 def test_arrays_as_long_as_the_set_are_in_files(name: str, tmp_path: Path) -> None:
     found = []
-    for number in (4_000, 16_000):
+    for number in (3_000, 12_000):
         facts, sketches = made_up(number)
         facts = Facts(facts.age, facts.sha256, facts.hashes, Space(tmp_path))
         runs: dict[str, Callable[[], object]] = {
@@ -201,5 +201,5 @@ def test_arrays_as_long_as_the_set_are_in_files(name: str, tmp_path: Path) -> No
         with working_on(1_000, _CROWD=100):
             found.append(traced(runs[name]))
     few, many = found
-    # At once it would be 100 bytes and more for each of 12,000 rows.
+    # At once it would be 100 bytes and more for each of 9,000 rows.
     assert many < few + 200_000
