@@ -5,7 +5,7 @@ is written aside and renamed, and named by everything its content depends on: a 
 a file of other operators says already is taken from there, so that a new operator is the only one that works.
 
 An operator that raises costs the samples it raises on: the batch is tried again sample by sample, and who failed, and
-why, is in the file.
+why, is in the file. One that ends its process costs the sample that ended two (producer/deaths.py).
 """
 
 import functools
@@ -13,9 +13,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import cv2
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from producer.deaths import ENOUGH, Deaths
 from producer.index import REFERENCE
 from producer.operator.judgement import FINE, SIDE, Picture, Sample, Score, what_failed
 from producer.operator.near_duplicate import hash_pixels
@@ -163,11 +165,11 @@ def _score(reader: Reader, shard: Shard, stage: Stage, job: Job, path: Path) -> 
     known = _known(job, path, stage, by)
     missing = [name for name in by if name not in known]
     if missing:
-        fresh = _ask(reader, shard, stage.only(missing), job.batch)
+        fresh = _ask(reader, shard, stage.only(missing), job.batch, path)
         for name in known:
             # Of a shard with this name and stamp; still, a column of another length would be misread.
             if known[name].num_rows != fresh.num_rows:
-                fresh, known = _ask(reader, shard, stage, job.batch), {}
+                fresh, known = _ask(reader, shard, stage, job.batch, path), {}
                 break
     columns = {name: fresh[name] for name in fresh.column_names} if missing else {}
     for table in known.values():
@@ -205,11 +207,16 @@ def _owner(column: str) -> str:
     return name if kind in ("score", "note", "failed", "tag") else ""
 
 
-def _ask(reader: Reader, shard: Shard, stage: Stage, batch: int) -> pa.Table:
+def _ask(reader: Reader, shard: Shard, stage: Stage, batch: int, path: Path) -> pa.Table:
     rows: list[dict[str, Any]] = []
     found = reader.samples(shard)
-    while raw := list(islice(found, batch)):
-        rows += score_batch(reader, raw, stage)
+    deaths, whole = Deaths(path), False
+    try:
+        while raw := list(islice(found, batch)):
+            rows += score_batch(reader, raw, stage, deaths, len(rows))
+        whole = True
+    finally:
+        deaths.close(forget=whole)
     return pa.Table.from_pylist(rows, schema=score_schema(stage))
 
 
@@ -227,49 +234,77 @@ def score_schema(stage: Stage) -> pa.Schema:
     return pa.schema([*columns, *((f"failed.{name}", pa.string()) for name in stage.scored)])
 
 
-def score_batch(reader: Reader, raw: list[RawSample], stage: Stage) -> Iterator[dict[str, Any]]:
-    """The rows of a score file for `raw`, which operators see as one batch."""
-    rows, samples = zip(*(look(reader, one, stage) for one in raw), strict=True)
+def score_batch(
+    reader: Reader, raw: list[RawSample], stage: Stage, deaths: Deaths | None = None, first: int = 0
+) -> Iterator[dict[str, Any]]:
+    """The rows of a score file for `raw`, from the `first` of its shard on, which operators see as one batch."""
+    batch = _Batch(deaths or Deaths(), first)
+    rows, samples = zip(*(batch.look(reader, one, stage, place) for place, one in enumerate(raw)), strict=True)
     for one in stage.single:
-        for row, score in zip(rows, _asked(one.name, one.score, samples, Score(None), rows), strict=True):
+        for row, score in zip(rows, batch.ask(one.name, one.score, samples, Score(None), rows), strict=True):
             row[f"score.{one.name}"], row[f"note.{one.name}"] = score
     for judge in stage.captions:
         none: list[Score] = []
-        for row, scores in zip(rows, _asked(judge.name, judge.score_captions, samples, none, rows), strict=True):
+        for row, scores in zip(rows, batch.ask(judge.name, judge.score_captions, samples, none, rows), strict=True):
             row[f"score.{judge.name}"] = [score.value for score in scores]
             row[f"note.{judge.name}"] = [score.note for score in scores]
     for tagger in stage.tags:
-        for row, tag in zip(rows, _asked(tagger.name, tagger.tag, samples, "", rows), strict=True):
+        for row, tag in zip(rows, batch.ask(tagger.name, tagger.tag, samples, "", rows), strict=True):
             row[f"tag.{tagger.name}"] = tag
     yield from rows
 
 
-def _asked(
-    name: str,
-    ask: Callable[[Sequence[Sample]], list[Answer]],
-    samples: Sequence[Sample],
-    none: Answer,
-    rows: Sequence[dict[str, Any]],
-) -> list[Answer]:
-    """What operator `name` says of `samples`; `none` of those it raises on, which is written to their rows."""
-    try:
-        said = ask(samples)
-        if len(said) == len(samples):
-            for row in rows:
-                row[f"failed.{name}"] = ""
-            return said
-    except Exception:
-        # Any error of an operator's own; who is the cause is found below.
-        pass
-    said = []
-    for sample, row in zip(samples, rows, strict=True):
+class _Batch(NamedTuple):
+    """Samples from the `first` of a shard on, and what is known of processes that ended there."""
+
+    deaths: Deaths
+    first: int
+
+    def look(self, reader: Reader, raw: RawSample, stage: Stage, place: int) -> tuple[dict[str, Any], Sample]:
+        """As `look`; what ended processes that read it is not read."""
+        if self.deaths.count(_READING, self.first + place, 1) >= ENOUGH:
+            raw = replace(raw, fault=_ENDED)
+        with self.deaths.at(_READING, self.first + place, 1):
+            return look(reader, raw, stage)
+
+    def ask(
+        self,
+        name: str,
+        ask: Callable[[Sequence[Sample]], list[Answer]],
+        samples: Sequence[Sample],
+        none: Answer,
+        rows: Sequence[dict[str, Any]],
+    ) -> list[Answer]:
+        """What operator `name` says of `samples`; `none` of those it fails on, which is written to their rows."""
         try:
-            (answer,) = ask([sample])
-            row[f"failed.{name}"] = ""
-        except Exception as error:
-            answer, row[f"failed.{name}"] = none, what_failed(error)
-        said.append(answer)
-    return said
+            # A batch that ended a process is taken apart.
+            if not self.deaths.count(name, self.first, len(samples)):
+                with self.deaths.at(name, self.first, len(samples)):
+                    said = ask(samples)
+                if len(said) == len(samples):
+                    for row in rows:
+                        row[f"failed.{name}"] = ""
+                    return said
+        except Exception:
+            # Any error of an operator's own; who is the cause is found below.
+            pass
+        said = []
+        for place, (sample, row) in enumerate(zip(samples, rows, strict=True), self.first):
+            answer, row[f"failed.{name}"] = none, _ENDED
+            if self.deaths.count(name, place, 1) < ENOUGH:
+                try:
+                    with self.deaths.at(name, place, 1):
+                        (answer,) = ask([sample])
+                    row[f"failed.{name}"] = ""
+                except Exception as error:
+                    row[f"failed.{name}"] = what_failed(error)
+            said.append(answer)
+        return said
+
+
+# What is noted while a sample is read and decoded, in an operator's place.
+_READING = "reading it"
+_ENDED = f"{ENOUGH} processes ended at it"
 
 
 def look(reader: Reader, raw: RawSample, stage: Stage) -> tuple[dict[str, Any], Sample]:

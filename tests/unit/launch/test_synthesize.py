@@ -9,6 +9,7 @@ from PIL import Image
 from launch.config import ConfigError, load
 from launch.synthesize import SynthesizeSettings, main, ways
 from producer.synthesize.sample import SynthesisError
+from producer.synthesize.spread import make_tar, tars
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "launch" / "configs" / "synthesis" / "text.toml"
@@ -43,3 +44,33 @@ def test_nothing_to_make_and_a_package_that_is_absent_are_said() -> None:
         load(SynthesizeSettings, CONFIG, ["shards.first=7"])
     with pytest.raises(SynthesisError, match="package 'absentfonts' is not installed"):
         ways(load(SynthesizeSettings, CONFIG, ["fonts.folder=package:absentfonts/x"]))
+
+
+def run(out: Path, *more: str) -> dict[str, bytes]:
+    """The tars of four samples of each way, three a tar."""
+    line = [*SMALL, "count.pure=4", "count.compositional=4", "count.template=4", "shards.shard=3", *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["synthesize", str(CONFIG), *line, f"shards.out={out}"])
+        assert main() == 0
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def test_a_task_makes_the_tar_that_one_process_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run(tmp_path / "alone", "shards.first=3")
+    assert len(alone) == 6
+    monkeypatch.chdir(tmp_path)
+    counts = ["count.pure=4", "count.compositional=4", "count.template=4"]
+    small = [*SMALL, *counts, "shards.shard=3", "shards.first=3", "shards.out=tasks"]
+    settings = load(SynthesizeSettings, CONFIG, small)
+    rows, said = list(tars(settings)), settings.absolute().model_dump_json()
+    monkeypatch.chdir("/")
+    made = [make_tar(row, said) for row in reversed(rows)]
+    assert sum(row["samples"] for row in made) == 12
+    assert {Path(row["path"]).name: Path(row["path"]).read_bytes() for row in made} == alone
+    assert {Path(row["path"]).parent for row in made} == {tmp_path / "tasks"}
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_ray_makes_what_one_process_makes(tmp_path: Path) -> None:
+    assert run(tmp_path / "ray", "workers.address=local") == run(tmp_path / "alone")
