@@ -54,7 +54,8 @@ def representatives(pairs: Iterable[tuple[np.ndarray, np.ndarray]], age: Age, sp
             if generation not in forests:
                 forests[generation] = Forest(number, space)
             forests[generation].join(rank[one[link]], rank[other[link]])
-    joined, kept, first = Forest(number, space), rank, 0
+    joined, first = Forest(number, space), 0
+    kept = rank  # ranks are not asked for any more, and their room is used again
     for generation, rows in sorted(_sizes(age.generation).items()):
         if generation in forests:
             joined.add(forests.pop(generation))

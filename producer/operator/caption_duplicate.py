@@ -43,10 +43,11 @@ class CaptionDuplicate:
         number = len(sketches)
         same, none = space.filled(number, np.int64, 0), space.filled(number, np.float64, np.nan)
         of = representatives(alike(sketches, self._similarity, space), Age(same, same, none), space)
-        size = same
+        # Nothing is compared any more, and the room of what was is used again.
+        size, score = same, none
         for part in pieces(number):
             np.add.at(size, of[part], 1)
-        score, kept = none, space.empty(number, np.bool_)
+        kept = space.empty(number, np.bool_)
         for part in pieces(number):
             score[part] = size[of[part]]
         rows = ordered(number, of.__getitem__, lambda part: signed(generation[part]), space=space)
