@@ -9,7 +9,10 @@ import pyarrow.compute as pc
 
 from producer.minhash import WIDTH, sketches
 from producer.operator.judgement import CaptionSetOperator
-from producer.scratch import Column, filled
+from producer.scratch import Column, Space, filled
+
+# Captions whose sketches are made at a time, in 40 bytes for each byte of theirs.
+_TEXTS = 1 << 12
 
 
 class Crowd:
@@ -34,9 +37,11 @@ class Crowd:
         found = Column(self._scratch / f"sketches.{self._one.name}.bin", np.uint32)
         ages = Column(self._scratch / f"ages.{self._one.name}.bin", np.int64)
         for _, row, ours, words in self._walk(seen):
-            found.add(sketches(words.field("text").filter(pa.array(ours)).to_pylist()))
+            texts = words.field("text").filter(pa.array(ours))
+            for first in range(0, len(texts), _TEXTS):
+                found.add(sketches(texts[first : first + _TEXTS].to_pylist()))
             ages.add(generation[row[ours]])
-        said = self._one.crowds(found.whole().reshape(-1, WIDTH), ages.whole())
+        said = self._one.crowds(found.whole().reshape(-1, WIDTH), ages.whole(), Space(self._scratch))
         done = 0
         for start, row, ours, words in self._walk(seen):
             number = int(ours.sum())

@@ -8,12 +8,17 @@ those that share 0.4 18.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
+
+from producer.ordering import grouped, ordered, places
+from producer.scratch import MEMORY, Space, numbers
 
 WIDTH = 32
 _PIECE = 8  # bytes
 _BAND = 4
+_PAIRS = 1 << 17  # compared at a time, in 50 MB or so
 # Odd multipliers spread the pieces' hashes, one for each number of a sketch.
 _FACTORS = np.random.default_rng(0).integers(0, 2**63, WIDTH, np.uint64) * np.uint64(2) + np.uint64(1)
 _STEP = np.uint64(0x100000001B3)  # FNV's prime
@@ -49,21 +54,24 @@ def _plain(text: str) -> bytes:
     return said.ljust(_PIECE)
 
 
-def alike(found: np.ndarray, similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def alike(found: np.ndarray, similarity: float, space: Space = MEMORY) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of rows of sketches [n, WIDTH] that agree in `similarity` of their numbers or more, in blocks."""
-    for first in range(0, WIDTH, _BAND):
-        key = np.zeros(len(found), np.uint64)
-        for number in range(first, first + _BAND):
-            key = (key ^ found[:, number]) * _FACTORS[number]
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        new = np.ones(len(order), bool)
-        new[1:] = key[1:] != key[:-1]
-        group = np.cumsum(new) - 1
-        leader = order[new][group] if len(order) else order
-        later = ~new
-        for one, other in ((leader[later], order[later]), (order[:-1][later[1:]], order[1:][later[1:]])):
-            for start in range(0, len(one), 1 << 20):
-                a, b = one[start : start + (1 << 20)], other[start : start + (1 << 20)]
-                same = (found[a] == found[b]).mean(axis=1) >= similarity
-                yield a[same], b[same]
+    for band in range(0, WIDTH, _BAND):
+        rows = ordered(len(found), partial(_band, found, band), space=space)
+        for part, first in grouped(rows, 1):
+            later = first < numbers(part)
+            at = numbers(part)[later]
+            other = places(rows, at)
+            for one in (places(rows, first[later]), places(rows, at - 1)):
+                for start in range(0, len(one), _PAIRS):
+                    a, b = one[start : start + _PAIRS], other[start : start + _PAIRS]
+                    same = (found[a] == found[b]).mean(axis=1) >= similarity
+                    yield a[same], b[same]
+
+
+def _band(found: np.ndarray, band: int, part: slice) -> np.ndarray:
+    """A word for the numbers from the `band`-th on."""
+    key = np.zeros(part.stop - part.start, np.uint64)
+    for number in range(band, band + _BAND):
+        key = (key ^ found[part, number]) * _FACTORS[number]
+    return key

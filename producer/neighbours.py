@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from producer.ordering import ordered, places
+from producer.scratch import MEMORY, Space, numbers, pieces
+
 # Under one key, this many are compared with each other: half a million pairs.
 _CROWD = 1024
-# Pictures, each twice, that are sorted at a time: those of a range of keys, in 500 MB or so.
-_PART = 1 << 22
+# Pictures, each twice, that are compared at a time: those of a range of keys, in 150 MB or so.
+_PART = 1 << 20
 # In a larger crowd each is compared with so many of its leaders, and with so many neighbours in either hash's order.
 _LEADERS = 16
 _NEIGHBOURS = 32
@@ -43,46 +46,90 @@ class Pairs(NamedTuple):
     bits: np.ndarray
 
 
-def near_pairs(hashes: Hashes, radius: int) -> Iterator[Pairs]:
+def near_pairs(hashes: Hashes, radius: int, space: Space = MEMORY) -> Iterator[Pairs]:
     """Pairs within `radius` bits in both hashes, as they are or one of them mirrored, in blocks; some come repeatedly.
 
     The distance is the larger of the two hashes' distances. All pairs come, but of crowds (see above) at least those
-    with the leaders and neighbours, and of equal hashes a chain.
+    with the leaders and neighbours, and of equal hashes a chain. Arrays as long as `hashes` lie in `space`.
     """
-    order = np.lexsort((hashes.dhash_mirror, hashes.phash_mirror, hashes.dhash, hashes.phash))
-    same = _same(hashes.phash, order) & _same(hashes.dhash, order)
-    chained = np.flatnonzero(same)
-    yield Pairs(order[chained], order[chained + 1], np.zeros(len(chained), np.uint8))
-    same &= _same(hashes.phash_mirror, order) & _same(hashes.dhash_mirror, order)
-    distinct = order[np.concatenate([[True], ~same])] if len(order) else order
-    for pairs in _meet(Hashes(*(one[distinct] for one in hashes)), radius):
-        yield Pairs(distinct[pairs.one], distinct[pairs.other], pairs.bits)
-
-
-def _same(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Where the next in `order` has the same value."""
-    return values[order[1:]] == values[order[:-1]]
-
-
-def _meet(hashes: Hashes, radius: int) -> Iterator[Pairs]:
-    """`near_pairs` of distinct hashes; each picture is there twice, the second time mirrored."""
     number = len(hashes.phash)
-    phash = np.concatenate([hashes.phash, hashes.phash_mirror])
-    dhash = np.concatenate([hashes.dhash, hashes.dhash_mirror])
-    parts = -(-2 * number // _PART)
+    if 2 * number > _LOW:
+        raise OverflowError(f"{number} pictures; no more than {int(_LOW) // 2} can be compared")
+    rows = ordered(number, *(one.__getitem__ for one in hashes), space=space)
+    for part in pieces(number - 1):
+        some = rows[part.start : part.stop + 1]
+        at = np.flatnonzero(_same(some, 2))
+        yield Pairs(places(some, at), places(some, at + 1), np.zeros(len(at), np.uint8))
+    row, phash, dhash = _distinct(rows, space)
+    del rows
+    for pairs in _meet(phash, dhash, radius, space):
+        yield Pairs(row[pairs.one], row[pairs.other], pairs.bits)
+
+
+def _same(rows: np.ndarray, words: int) -> np.ndarray:
+    """Where the next of `rows` has the same first `words`."""
+    return np.asarray((rows[1:, :words] == rows[:-1, :words]).all(axis=1))
+
+
+def _distinct(rows: np.ndarray, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the sorted hashes of pictures the first of equal ones: its number, and either hash, then those mirrored."""
+    new = space.filled(len(rows), np.bool_, 1)
+    for part in pieces(len(rows), 1):
+        new[part] = ~_same(rows[part.start - 1 : part.stop], 4)
+    first = space.where(new)
+    number = len(first)
+    row = space.empty(number, np.int64)
+    phash, dhash = space.empty(2 * number, np.uint64), space.empty(2 * number, np.uint64)
+    for part in pieces(number):
+        some = rows[first[part]]
+        row[part] = some[:, -1]
+        for place, values in enumerate((phash, dhash, phash[number:], dhash[number:])):
+            values[part] = some[:, place]
+    return row, phash, dhash
+
+
+def _meet(phash: np.ndarray, dhash: np.ndarray, radius: int, space: Space) -> Iterator[Pairs]:
+    """`near_pairs` of distinct hashes of pictures, and then of the same ones mirrored."""
+    number = len(phash)
+    packed = space.empty(number, np.uint64)
     for mask in _pieces(radius + 1):
-        key = (phash & mask) * _SPREAD[0]
         for other in _pieces(radius + 1):
-            # Sorted with their place beside the key, which is several times faster than sorting places by keys.
-            mixed = (key ^ (dhash & other)) * _SPREAD[1]
-            part = ((mixed >> _WORD) * np.uint64(parts)) >> _WORD
-            for one_part in range(parts):
-                packed = np.flatnonzero(part == one_part).astype(np.uint64)
-                packed |= mixed[packed] & _HIGH
-                packed.sort()
-                place = (packed & _LOW).astype(np.uint32)
-                for one, two, bits in _share(packed >> _WORD, phash[place], dhash[place], radius):
-                    yield from _pictures(place[one], place[two], bits, number)
+            # Sorted with their place beside the key, in place: several times faster than sorting places by keys.
+            for part in pieces(number):
+                mixed = (((phash[part] & mask) * _SPREAD[0]) ^ (dhash[part] & other)) * _SPREAD[1]
+                packed[part] = (mixed & _HIGH) | numbers(part).astype(np.uint64)
+            packed.sort()
+            for window in _windows(packed):
+                place, mine = _gathered(packed[window], (phash, dhash), space)
+                one_key = len(place) > max(_PART, _CROWD)
+                near = _crowd(*mine, radius, 0, space) if one_key else _share(packed[window] >> _WORD, *mine, radius)
+                for one, two, bits in near:
+                    yield from _pictures(place[one], place[two], bits, number // 2)
+
+
+def _windows(packed: np.ndarray) -> Iterator[slice]:
+    """Sorted words in slices of _PART at most, or else of one key; no key is in two of them."""
+    first = 0
+    while first < len(packed):
+        last = min(first + _PART, len(packed))
+        if last < len(packed):
+            key = packed[last] & _HIGH
+            last = int(np.searchsorted(packed, key))
+            if last <= first:
+                last = int(np.searchsorted(packed, key | _LOW, "right"))
+        yield slice(first, last)
+        first = last
+
+
+def _gathered(
+    packed: np.ndarray, columns: tuple[np.ndarray, np.ndarray], space: Space
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The places in the low halves of words, and what is in `columns` there; in memory where that is little."""
+    room = space if len(packed) > _PART else MEMORY
+    place = room.empty(len(packed), np.uint32)
+    for part in pieces(len(packed)):
+        place[part] = packed[part] & _LOW
+    return place, (room.take(columns[0], place), room.take(columns[1], place))
 
 
 def _pictures(one: np.ndarray, other: np.ndarray, bits: np.ndarray, number: int) -> Iterator[Pairs]:
@@ -103,7 +150,7 @@ def _share(key: np.ndarray, phash: np.ndarray, dhash: np.ndarray, radius: int) -
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, np.int64)
     size = np.diff(np.append(first, len(key)))
     for start, length in zip(first[size > _CROWD].tolist(), size[size > _CROWD].tolist(), strict=True):
-        yield from _crowd(phash[start : start + length], dhash[start : start + length], radius, start)
+        yield from _crowd(phash[start : start + length], dhash[start : start + length], radius, start, MEMORY)
     size[size > _CROWD] = 1
     # All places with the next one, then with the one after it, ...: few steps, each over everything that is left.
     left = np.repeat(first + size, np.diff(np.append(first, len(key))))
@@ -124,17 +171,26 @@ def _compare(phash: np.ndarray, dhash: np.ndarray, one: np.ndarray, other: np.nd
     return Pairs(one[near], other[near], bits[near])
 
 
-def _crowd(phash: np.ndarray, dhash: np.ndarray, radius: int, start: int) -> Iterator[Pairs]:
+def _crowd(phash: np.ndarray, dhash: np.ndarray, radius: int, start: int, space: Space) -> Iterator[Pairs]:
     """Near pairs in a crowd whose places begin at `start`: with leaders, and with neighbours in either hash's order."""
-    rest = np.arange(len(phash))
+    rest = space.numbers(len(phash))
     for _ in range(_LEADERS):
         if len(rest) < 2:
             break
-        found = _compare(phash, dhash, np.full(len(rest) - 1, rest[0]), rest[1:], radius)
-        yield Pairs(found.one + start, found.other + start, found.bits)
-        # Who follows this leader needs no other.
-        rest = np.setdiff1d(rest[1:], found.other, assume_unique=True)
-    for order in (np.lexsort((dhash, phash)), np.lexsort((phash, dhash))):
-        for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-            found = _compare(phash, dhash, order[:-step], order[step:], radius)
+        leader, left = rest[0], 0
+        for part in pieces(len(rest), 1):
+            found = _compare(phash, dhash, np.full(part.stop - part.start, leader), rest[part], radius)
             yield Pairs(found.one + start, found.other + start, found.bits)
+            # Who follows this leader needs no other.
+            others = np.setdiff1d(rest[part], found.other, assume_unique=True)
+            rest[left : left + len(others)] = others
+            left += len(others)
+        rest = rest[:left]
+    for words in ((phash, dhash), (dhash, phash)):
+        rows = ordered(len(phash), *(word.__getitem__ for word in words), space=space)
+        for part in pieces(len(phash)):
+            order = places(rows, slice(part.start, part.stop + _NEIGHBOURS))
+            for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
+                one = order[: min(part.stop - part.start, len(order) - step)]
+                found = _compare(phash, dhash, one, order[step : step + len(one)], radius)
+                yield Pairs(found.one + start, found.other + start, found.bits)

@@ -1,5 +1,11 @@
-"""Arrays and tables of any size, kept in files of a folder and mapped into memory."""
+"""Arrays and tables of any size, kept in files of a folder and mapped into memory.
 
+Pages of a mapped file are the kernel's to write and drop, so memory is bounded whatever the set's size where arrays of
+its length are only ever worked on in pieces.
+"""
+
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +13,75 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
+
+# Rows worked on at a time: some ten arrays of 8 MB.
+PIECE = 1 << 20
+# Bytes up to which an array is not worth a file.
+_SMALL = 1 << 20
+
+
+def pieces(stop: int, start: int = 0) -> Iterator[slice]:
+    """`start` to `stop` in slices of PIECE, the last one smaller."""
+    for first in range(start, stop, PIECE):
+        yield slice(first, min(first + PIECE, stop))
+
+
+def numbers(part: slice) -> np.ndarray:
+    """The places in `part`, int64."""
+    return np.arange(part.start, part.stop)
+
+
+class Space:
+    """Room for arrays as long as the set: in nameless files of `folder`, gone with the array; without one in memory.
+
+    OSError where the folder is full.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def empty(self, number: int, dtype: Any) -> np.ndarray:
+        """An array [number] of anything."""
+        size = number * np.dtype(dtype).itemsize
+        if self._folder is None or size <= _SMALL:
+            return np.empty(number, dtype)
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            # A hole in a mapped file would end the process where the disk is full.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.asarray(np.memmap(file, dtype, mode="r+"))
+
+    def filled(self, number: int, dtype: Any, value: float) -> np.ndarray:
+        """`number` times `value`."""
+        found = self.empty(number, dtype)
+        found.fill(value)
+        return found
+
+    def numbers(self, number: int) -> np.ndarray:
+        """0 to `number`, int64."""
+        found = self.empty(number, np.int64)
+        for part in pieces(number):
+            found[part] = numbers(part)
+        return found
+
+    def where(self, flags: np.ndarray) -> np.ndarray:
+        """The places where `flags` are set, int64."""
+        found = self.empty(sum(int(np.count_nonzero(flags[part])) for part in pieces(len(flags))), np.int64)
+        done = 0
+        for part in pieces(len(flags)):
+            some = part.start + np.flatnonzero(flags[part])
+            found[done : done + len(some)] = some
+            done += len(some)
+        return found
+
+    def take(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """`values` at `places`."""
+        found = self.empty(len(places), values.dtype)
+        for part in pieces(len(places)):
+            found[part] = values[places[part]]
+        return found
+
+
+MEMORY = Space()
 
 
 class Column:
@@ -29,12 +104,9 @@ class Column:
 def filled(path: Path, number: int, dtype: Any, value: float) -> np.ndarray:
     """`number` times `value`, mapped from a new file at `path`."""
     column = Column(path, dtype)
-    for first in range(0, number, _PIECE):
-        column.add(np.full(min(_PIECE, number - first), value, dtype))
+    for part in pieces(number):
+        column.add(np.full(part.stop - part.start, value, dtype))
     return column.whole()
-
-
-_PIECE = 1 << 20
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:

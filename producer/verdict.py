@@ -1,8 +1,8 @@
 """What can only be said of the whole set: duplicates, and whatever operators look at tables. And the index's rows.
 
 Rows come in the order of their keys and go into a file that is mapped into memory; what comparisons need of them goes
-into arrays that are mapped too. Each operator sees only what all before it keep, so that a duplicate is never dropped
-for a sample that is dropped itself.
+into arrays that are mapped too, and is worked on in pieces, so that memory is bounded whatever the number of rows. Each
+operator sees only what all before it keep, so that a duplicate is never dropped for a sample that is dropped itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ from producer.operator.judgement import (
     TableTagger,
 )
 from producer.operator.stage import Stage
-from producer.scratch import Column, Tables, filled, write_table
+from producer.scratch import Column, Space, Tables, filled, pieces, write_table
 from producer.source.reader import SourceConfig
 
 _FACTS = {
@@ -73,6 +73,7 @@ class Whole:
 
     def __init__(self, stage: Stage, source: SourceConfig, older: Older, scratch: Path) -> None:
         self._stage, self._source, self._older, self._scratch = stage, source, older, scratch
+        self._space = Space(scratch)
         self._shape = schema({name: {"of": kind} for name, kind in stage.kinds.items()})
         self._rows = Tables(scratch / "rows.arrow", judged_schema(stage), ROW_GROUP)
         self._others = sorted(source.also)
@@ -113,8 +114,7 @@ class Whole:
         self._batches = self._rows.batches()
         facts = {name: column.whole() for name, column in self._columns.items()}
         self._left, self._origin = facts["left"], facts["source"]
-        self._cluster = self._filled("cluster", np.int64, 0)
-        self._cluster[:] = np.arange(len(self._left))
+        self._cluster = self._space.numbers(len(self._left))
         for one in self._stage.whole:
             with _named(one.name):
                 self._compare(one, facts)
@@ -126,37 +126,50 @@ class Whole:
                 self._look(table)
 
     def _compare(self, one: SetOperator, facts: dict[str, np.ndarray]) -> None:
-        rows = np.flatnonzero(self._asked(one.name) & facts["comparable"])
-        sha256 = np.stack([facts["sha256_high"][rows], facts["sha256_low"][rows]], axis=1)
-        age = Age(*(facts[name][rows] for name in Age._fields))
-        hashes = Hashes(*(facts[name][rows] for name in Hashes._fields))
-        found = one.cluster(Facts(age, sha256, hashes))
-        of = self._filled(f"of.{one.name}", np.int64, 0)
-        of[:] = np.arange(len(of))
-        of[rows] = rows[found.representative]
+        asked = self._asked(one.name)
+        for part in pieces(len(asked)):
+            asked[part] &= facts["comparable"][part]
+        rows = self._space.where(asked)
+        found = one.cluster(self._facts(rows, facts))
+        of = self._space.numbers(len(asked))
         prefix = found.reason
 
         def reason(dropped: np.ndarray) -> pa.Array:
             return pc.binary_join_element_wise(prefix, self._keys(of[dropped]), " ")
 
         said = self._say(one.name, reason)
-        said.score[rows] = found.score
-        said.verdict[rows] = of[rows] == rows
-        self._left[rows] = of[rows] == rows
-        self._cluster[:] = of[self._cluster]
+        for part in pieces(len(rows)):
+            row, like = rows[part], rows[found.representative[part]]
+            of[row] = like
+            said.score[row] = found.score[part]
+            said.verdict[row] = self._left[row] = like == row
+        for part in pieces(len(of)):
+            self._cluster[part] = of[self._cluster[part]]
+
+    def _facts(self, rows: np.ndarray, facts: dict[str, np.ndarray]) -> Facts:
+        """What is compared of `rows`."""
+        mine = {name: self._space.take(facts[name], rows) for name in (*Age._fields, *Hashes._fields)}
+        sha256 = self._space.empty(2 * len(rows), np.uint64).reshape(-1, 2)
+        for part in pieces(len(rows)):
+            for place, name in enumerate(("sha256_high", "sha256_low")):
+                sha256[part, place] = facts[name][rows[part]]
+        age, hashes = Age(*(mine[name] for name in Age._fields)), Hashes(*(mine[name] for name in Hashes._fields))
+        return Facts(age, sha256, hashes, self._space)
 
     def _compare_captions(self, one: CaptionSetOperator, generation: np.ndarray) -> None:
         known = ((start, self._known(start, batch, ["captions"])) for start, batch in self._walk())
-        batches = [(start, table["captions"].combine_chunks()) for start, table in known]
+        # Mapped still: to combine even one chunk would copy it.
+        batches = [(start, table["captions"].chunk(0)) for start, table in known]
         crowd = Crowd(one, batches, self._scratch, len(self._left))
         crowd.decide(self._asked(one.name), generation)
         self._crowds[one.name] = crowd
         self._said[one.name] = _Said(self._filled(f"score.{one.name}", np.float64, np.nan), crowd.verdict, crowd.reason)
-        self._left[np.asarray(crowd.verdict) == 0] = False
+        for part in pieces(len(self._left)):
+            self._left[part] &= crowd.verdict[part] != 0
 
     def _look(self, one: TableOperator | TableTagger) -> None:
         asked = self._asked(one.name)
-        rows = np.flatnonzero(asked)
+        rows = self._space.where(asked)
         shape = self._columns_for(one)
         table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
         if hasattr(one, "tag_table"):
@@ -190,13 +203,18 @@ class Whole:
             return judged.reason.take(pa.array(np.searchsorted(rows, dropped)))
 
         mine = self._say(one.name, reason)
-        mine.score[rows], mine.verdict[rows] = judged.score, judged.verdict
-        self._left[rows] = np.asarray(judged.verdict) != 0
+        for part in pieces(len(rows)):
+            row = rows[part]
+            mine.score[row], mine.verdict[row] = judged.score[part], judged.verdict[part]
+            self._left[row] = np.asarray(judged.verdict[part]) != 0
 
     def _asked(self, name: str) -> np.ndarray:
         """bool: the rows that operator `name` is asked about."""
         exempt = [self._others.index(one) for one in self._source.exempt(name)]
-        return self._left & ~np.isin(self._origin, exempt)
+        asked = self._space.empty(len(self._left), np.bool_)
+        for part in pieces(len(asked)):
+            asked[part] = self._left[part] & ~np.isin(self._origin[part], exempt)
+        return asked
 
     def _seen(self, asked: np.ndarray, names: Sequence[str]) -> Iterator[pa.Table]:
         for start, batch in self._walk():

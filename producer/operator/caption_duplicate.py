@@ -8,6 +8,8 @@ from pydantic import Field
 from producer.clusters import Age, representatives
 from producer.minhash import alike
 from producer.operator.judgement import CaptionCrowds, OptIn
+from producer.ordering import grouped, ordered, places, signed
+from producer.scratch import MEMORY, Space, numbers, pieces
 
 
 class CaptionDuplicateConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -37,17 +39,21 @@ class CaptionDuplicate:
     def __init__(self, config: CaptionDuplicateConfig) -> None:
         self._max, self._similarity = config.max, config.similarity
 
-    def crowds(self, sketches: np.ndarray, generation: np.ndarray) -> CaptionCrowds:
+    def crowds(self, sketches: np.ndarray, generation: np.ndarray, space: Space = MEMORY) -> CaptionCrowds:
         number = len(sketches)
-        same = np.zeros(number, np.int64)
-        of = representatives(alike(sketches, self._similarity), Age(same, same, np.full(number, np.nan)))
-        size = np.bincount(of, minlength=number)[of] if number else same
-        order = np.lexsort((generation, of))
-        place = np.empty(number, np.int64)
-        sorted_of = of[order]
-        first = np.searchsorted(sorted_of, sorted_of)
-        place[order] = np.arange(number) - first
-        return CaptionCrowds(size.astype(np.float64), place < self._max)
+        same, none = space.filled(number, np.int64, 0), space.filled(number, np.float64, np.nan)
+        of = representatives(alike(sketches, self._similarity, space), Age(same, same, none), space)
+        # Nothing is compared any more, and the room of what was is used again.
+        size, score = same, none
+        for part in pieces(number):
+            np.add.at(size, of[part], 1)
+        kept = space.empty(number, np.bool_)
+        for part in pieces(number):
+            score[part] = size[of[part]]
+        rows = ordered(number, of.__getitem__, lambda part: signed(generation[part]), space=space)
+        for part, first in grouped(rows, 1):
+            kept[places(rows, part)] = numbers(part) - first < self._max
+        return CaptionCrowds(score, kept)
 
     def reason(self, score: float) -> str:
         return f"one of {score:.0f} captions that are nearly the same, above {self._max}"

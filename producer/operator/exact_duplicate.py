@@ -3,6 +3,8 @@
 import numpy as np
 
 from producer.operator.judgement import Clusters, Facts
+from producer.ordering import grouped, ordered, places
+from producer.scratch import pieces
 
 
 class ExactDuplicate:
@@ -15,13 +17,15 @@ class ExactDuplicate:
     version = 1
 
     def cluster(self, facts: Facts) -> Clusters:
+        space, number = facts.space, len(facts.sha256)
         high, low = facts.sha256.T
-        order = np.lexsort((facts.age.rank(), low, high))
-        high, low = high[order], low[order]
-        new = np.ones(len(order), bool)
-        new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        group = np.cumsum(new) - 1
-        kept, score = np.empty(len(order), np.int64), np.empty(len(order))
-        kept[order] = order[new][group]
-        score[order] = np.bincount(group)[group] - 1 if len(group) else 0
+        rows = ordered(number, high.__getitem__, low.__getitem__, *facts.age.words(), space=space)
+        kept, copies = space.empty(number, np.int64), space.filled(number, np.int64, 0)
+        for part, first in grouped(rows, 2):
+            of = places(rows, first)
+            kept[places(rows, part)] = of
+            np.add.at(copies, of, 1)
+        score = space.empty(number, np.float64)
+        for part in pieces(number):
+            score[part] = copies[kept[part]] - 1
         return Clusters(kept, score, "the same bytes as")

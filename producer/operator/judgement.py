@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from producer.clusters import Age
 from producer.neighbours import Hashes
+from producer.scratch import MEMORY, Space
 from producer.source.shard import RawSample
 
 # Pixels of the longest side that operators see at most, so that a score does not depend on the size of the scan and a
@@ -194,9 +195,9 @@ class CaptionSetOperator(Protocol):
     name: str
     version: int
 
-    def crowds(self, sketches: np.ndarray, generation: np.ndarray) -> CaptionCrowds:
+    def crowds(self, sketches: np.ndarray, generation: np.ndarray, space: Space = MEMORY) -> CaptionCrowds:
         """Of captions by the key of their sample: their sketches (see producer/minhash.py), and the number of the
-        generation that first kept their sample.
+        generation that first kept their sample. Arrays as long as these belong into `space`.
         """
 
     def reason(self, score: float) -> str:
@@ -248,6 +249,7 @@ class Facts:
     age: Age
     sha256: np.ndarray  # uint64 [n, 2], its first 128 bits
     hashes: Hashes
+    space: Space = MEMORY  # where arrays as long as these belong
 
 
 class Clusters(NamedTuple):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from producer.clusters import representatives
 from producer.neighbours import near_pairs
 from producer.operator.judgement import Clusters, Facts
+from producer.scratch import pieces
 
 # Levels of 255. In skies and shadows smaller steps are what compression leaves: with it, copies of all kinds that the
 # tests try are within the radius in 99 of 100, without it in 98.
@@ -39,16 +40,20 @@ class NearDuplicate:
         self._radius = config.radius
 
     def cluster(self, facts: Facts) -> Clusters:
-        closest = np.full(len(facts.age.generation), 255, np.uint8)
+        space, number = facts.space, len(facts.age.generation)
+        closest = space.filled(number, np.uint8, 255)
 
         def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for one, other, bits in near_pairs(facts.hashes, self._radius):
+            for one, other, bits in near_pairs(facts.hashes, self._radius, space):
                 np.minimum.at(closest, one, bits)
                 np.minimum.at(closest, other, bits)
                 yield one, other
 
-        kept = representatives(pairs(), facts.age)
-        return Clusters(kept, np.where(closest > self._radius, np.nan, closest), "looks like")
+        kept = representatives(pairs(), facts.age, space)
+        score = space.empty(number, np.float64)
+        for part in pieces(number):
+            score[part] = np.where(closest[part] > self._radius, np.nan, closest[part])
+        return Clusters(kept, score, "looks like")
 
 
 def hash_pixels(pixels: np.ndarray) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """Curation of a set of any size from score files made up for it, and the anonymous memory that it took.
 
-python -m tests.unit.producer.large_set ROWS FOLDER prints a JSON object.
+python -m tests.unit.producer.large_set ROWS FOLDER [PIECE] prints a JSON object. With PIECE so many rows are compared
+at a time, and what comparing takes is traced, which is slower.
 """
 
 import json
@@ -8,6 +9,7 @@ import re
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import producer.clusters
+import producer.crowd
 import producer.curate as engine
+import producer.minhash
+import producer.neighbours
+import producer.scratch
 from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, fingerprint, score_path, score_schema
 from producer.source.reader import SourceConfig
@@ -34,6 +41,9 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
     stage = build_stage(operators)
     shape, version = score_schema(stage), fingerprint(job, stage)
     draw = np.random.default_rng(0)
+    words = np.asarray(
+        [one + other + end for one in "bcdfghlmnprst" for other in "aeiou" for end in ("lling", "rt", "n")]
+    )
     shards = [Shard(f"set-{number:05d}.tar", f"stamp {number}") for number in range(max(1, rows // SHARD))]
     before = draw.integers(0, 2**64, (4, SHARD), np.uint64)
     for number, shard in enumerate(shards):
@@ -54,7 +64,7 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
             "sha256": digests,
             **dict(zip(("phash", "dhash", "phash_mirror", "dhash_mirror"), hashes, strict=True)),
             "captions": [
-                [{"split": "raw", "text": f"caption {row} of {number} " + "words " * 40}] for row in range(count)
+                [{"split": "raw", "text": " ".join(some)}] for some in words[draw.integers(0, len(words), (count, 30))]
             ],
             "references": [[]] * count,
         }
@@ -77,8 +87,31 @@ def anonymous() -> int:
     return int(found[1]) * 1024
 
 
-def main(rows: int, folder: Path) -> None:
-    operators = OperatorsConfig()
+def work_on(piece: int) -> None:
+    """Compare so many rows at a time, so that a small set is a large one."""
+    producer.scratch.PIECE = producer.neighbours._PART = producer.clusters._PAIRS = producer.minhash._PAIRS = piece
+    producer.scratch._SMALL = producer.crowd._TEXTS = piece // 8
+
+
+def trace(found: list[int]) -> None:
+    """Have the bytes that comparing allocates at most put into `found`, those of mapped files and of Arrow aside."""
+    decide = engine.Whole.decide
+
+    def traced(self: engine.Whole) -> None:
+        tracemalloc.start()
+        decide(self)
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    engine.Whole.decide = traced  # type: ignore[method-assign]
+
+
+def main(rows: int, folder: Path, piece: int | None = None) -> None:
+    compared: list[int] = []
+    if piece:
+        work_on(piece)
+        trace(compared)
+    operators = OperatorsConfig.model_validate({"caption_duplicate": {}})
     shards = make(rows, folder, operators)
     source = type("Source", (), {"shards": lambda _: shards})()
     engine.open_source = lambda _: source
@@ -111,6 +144,7 @@ def main(rows: int, folder: Path) -> None:
         "kept": funnel.kept,
         "dropped": funnel.dropped,
         "bytes": most - before,
+        "compared": sum(compared),
         "seconds": round(time.monotonic() - began, 1),
         "cpu": round(time.process_time() - used, 1),
     }
@@ -118,4 +152,4 @@ def main(rows: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -244,6 +244,7 @@ def test_representatives_are_those_of_growing_one_generation_after_the_other(dra
     one, other = one[link], other[link]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("producer.clusters._PAIRS", draw.draw(st.integers(0, 5)))
+        patch.setattr("producer.scratch.PIECE", draw.draw(st.integers(1, 9)))
         blocks = zip(np.array_split(one, 3), np.array_split(other, 3), strict=True)
         assert representatives(blocks, age(generation, pixels)).tolist() == expected
 
