@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ LEAVE_S = 10.0
 
 def strike(folder: Path, *options: str, timeout_s: float) -> dict[str, Any]:
     """What a run with `options` of tests.chaos.run says of itself. AssertionError if something did not hold."""
-    temporary = folder / "tmp"
-    temporary.mkdir()
+    # Of a short name: sockets lie in it, whose paths hold 107 characters.
+    temporary = Path(tempfile.mkdtemp(prefix="chaos-"))
     command = [sys.executable, "-m", "tests.chaos.run", str(folder / "run"), *options]
     environment = os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
@@ -34,6 +35,7 @@ def strike(folder: Path, *options: str, timeout_s: float) -> dict[str, Any]:
     assert not left, f"outlived the run: {left}"
     strange = list(temporary.rglob("*"))
     assert not strange, f"left behind: {strange}"
+    temporary.rmdir()
     return dict(json.loads(out))
 
 
