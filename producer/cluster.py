@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -28,6 +29,8 @@ _END_S = 5.0
 _LEAST = (2, 56)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PREFIX, _OWNER = "ink-", ".owner"
+# Ray keeps a record of every block; beyond this several rows share one.
+_MAX_BLOCKS = 4096
 # Ray's own environment variables.
 _AUTH, _WAIT = "RAY_AUTH_MODE", "RAY_gcs_server_port_wait_time_s"
 
@@ -72,6 +75,16 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
             yield
         finally:
             ray.shutdown()
+
+
+def dataset(rows: list[dict[str, Any]]) -> Any:
+    """`rows` for Ray Data, a task each, on the Ray that was joined; what Ray Data would print of them it does not."""
+    # Here, since most who need Ray do not need this.
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
 
 
 def check_version(version: str) -> None:

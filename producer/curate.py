@@ -9,7 +9,6 @@ rows of a shard and a few thousand of others; what is as large as the set lies i
 
 import difflib
 import json
-import logging
 import queue
 import shutil
 import tempfile
@@ -42,8 +41,6 @@ from producer.tokens import fingerprint as tokenizer_fingerprint
 from producer.verdict import Whole, WholeError
 
 _LOCK_TIMEOUT_S = 10.0
-# Ray keeps a record of every block; beyond this several shards share one.
-_MAX_BLOCKS = 4096
 _GPU_SHARE = 0.25
 # Below so many samples a share of failed ones is no reason to stop before the end.
 _FEW = 1000
@@ -261,14 +258,11 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
     # Here, since settings are read by trainers, which must not load Ray, and so does a run that finds all scores.
     import ray.data
 
-    from producer.cluster import cluster
+    from producer.cluster import cluster, dataset
 
     rows = [{"shard": json.dumps(shard), "path": str(path)} for shard, path in todo.items()]
     with cluster(config.address, object_store_bytes=config.object_store_mb << 20, setting="curate.address"):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
+        data = dataset(rows)
         if runs_models(job.operators):
             actor: Any = ShardScorer  # Ray's types know functions alone
             how: dict[str, Any] = {"fn_constructor_args": (job.model_dump_json(),), "num_gpus": gpu_share(config)}

@@ -1,7 +1,6 @@
 """Synthesis on Ray, a task a tar: the same bytes as by one process, since each sample follows from its index."""
 
 import functools
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,6 @@ from producer.curate import within
 from producer.synthesize.shards import Way, write_shards
 from producer.synthesize.ways import SynthesizeSettings, ways
 
-# Ray keeps a record of every block; beyond this several tars share one.
-_MAX_BLOCKS = 4096
-
 
 def spread(settings: SynthesizeSettings) -> Iterator[tuple[Path, int]]:
     """Have all tars made; each as it is there, and how many samples it has. Raises ClusterError, CurateError.
@@ -21,18 +17,11 @@ def spread(settings: SynthesizeSettings) -> Iterator[tuple[Path, int]]:
     On a cluster all nodes see `shards.out`, the fonts, texts, photographs and layouts at the same paths.
     """
     # Here, since who makes samples in one process needs no Ray.
-    import ray.data
-
-    from producer.cluster import cluster
+    from producer.cluster import cluster, dataset
 
     workers, said = settings.workers, settings.absolute().model_dump_json()
     with cluster(workers.address, object_store_bytes=workers.object_store_mb << 20, setting="workers.address"):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = list(tars(settings))
-        data = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_BLOCKS))
-        made = data.map(partial(make_tar, settings=said), num_cpus=workers.cpus)
+        made = dataset(list(tars(settings))).map(partial(make_tar, settings=said), num_cpus=workers.cpus)
         for row in within(made.iter_rows(), workers.stall_s, "workers.stall_s"):
             yield Path(row["path"]), row["samples"]
 
