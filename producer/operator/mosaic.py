@@ -21,8 +21,8 @@ _FLAT = 0.05  # levels: added to the mean step, so that a window without steps h
 
 class MosaicConfig(OptIn, frozen=True, strict=True, extra="forbid"):
     stage: ClassVar[int] = 5
-    # Photographs have less than 0.2, and other pictures, chessboards and a circuit board among them, 99 of 100 less than
-    # 0.28. Where cells hide something in 160 x 160 pixels or more, 99 of 100 have more than 0.37.
+    # Photographs have up to 0.2; of pictures chosen to be hard, 99 of 100 less than 0.28, chessboards 0.23. Where cells
+    # hide something in 160 x 160 pixels or more, 99 of 100 have more than 0.37.
     max: float = Field(default=0.25, ge=0, le=1)
 
     def operator(self) -> "Mosaic":
