@@ -14,7 +14,7 @@ class AbnormalAgreementConfig(OptIn, frozen=True, strict=True, extra="forbid"):
     stage: ClassVar[int] = 5
     # Operators whose high score means an abnormal element, each with the score at which it is as likely as not: that
     # of mosaic is its own threshold, and a code that can be read is one whatever its size.
-    against: dict[str, float] = Field(default_factory=lambda: {"mosaic": 0.55, "code": 0.005}, min_length=1)
+    against: dict[str, float] = Field(default_factory=lambda: {"mosaic": 0.25, "code": 0.005}, min_length=1)
     # 0: only a score, since nothing says which of the two is wrong; 0.5 drops what they differ in.
     min: float = Field(default=0.0, ge=0, le=1)
 

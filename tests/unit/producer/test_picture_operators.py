@@ -23,6 +23,7 @@ from tests.unit.producer.damaged import (
     default_bound,
     jpeg,
     judge,
+    mosaic,
     pairs,
     photographs,
     precision_and_recall,
@@ -72,6 +73,27 @@ def test_precision_and_recall_on_photographs_held_out_are_at_least_95_percent() 
     assert {name: row for name, row in measured.items() if min(row[:2]) < 0.95} == {}
     # Chosen blindly, the middle of all bounds that are as good.
     assert {name: row for name, row in measured.items() if min(row[2:]) < 0.9} == {}
+
+
+def test_mosaics_are_found_after_scaling_and_strong_compression_and_a_chessboard_is_none() -> None:
+    found = []
+    for number, (_, pixels) in enumerate(photographs()):
+        hidden = mosaic(8 + number % 13, 160)(pixels, np.random.default_rng(number)) if number % 9 == 4 else None
+        if hidden is not None:
+            by = SIDE / max(hidden.shape[:2]) * (0.75 + number % 3 / 10)
+            small = cv2.resize(hidden, None, fx=by, fy=by, interpolation=cv2.INTER_AREA) if by < 1 else hidden
+            found.append(seen(jpeg(small, 70 + number % 4 * 5)))
+    assert sum(one.verdict is False for one in judge("mosaic", found)) >= 0.9 * len(found) >= 10
+    # Squares in perspective, lines and corners before a wall: as strong as a mosaic's cells, and on no grid of them.
+    board = np.kron(np.indices((6, 8)).sum(axis=0) % 2, np.ones((30, 30))).astype(np.uint8) * 200 + 30
+    corners = np.float32([[0, 0], [240, 0], [240, 180], [0, 180]])
+    seen_at = np.float32([[90, 110], [330, 70], [360, 270], [60, 250]])
+    turn = cv2.getPerspectiveTransform(corners, seen_at)
+    wall = cv2.warpPerspective(
+        board, turn, (420, 340), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_CONSTANT, borderValue=90
+    )
+    noisy = np.clip(wall + np.random.default_rng(0).normal(0, 3, wall.shape), 0, 255).astype(np.uint8)
+    assert judge("mosaic", [seen(jpeg(np.dstack([noisy] * 3)))])[0].verdict
 
 
 @pytest.mark.parametrize("name", DAMAGES)

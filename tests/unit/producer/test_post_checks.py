@@ -109,10 +109,10 @@ def test_a_watermark_that_one_sees_and_the_other_does_not_is_a_low_score() -> No
 def test_evidence_for_what_disturbs_the_view_is_that_of_the_surest_operator() -> None:
     columns = {
         "tag__abnormal_element": ["yes", "yes", "no", "no", "", "yes"],
-        "score__mosaic": [0.55, 0.0, 0.0, 0.55, 0.5, None],
+        "score__mosaic": [0.25, 0.0, 0.0, 0.25, 0.5, None],
         "score__code": [2.0, 0.0, 0.0, 0.0, 0.0, None],
     }
-    settings = {"against": {"mosaic": 0.55, "code": 1.0}, "min": 0.5}
+    settings = {"against": {"mosaic": 0.25, "code": 1.0}, "min": 0.5}
     found = said("abnormal_agreement", settings, **columns)
     assert [one.score for one in found] == pytest.approx([1.0, 0.0, 1.0, 0.5, None, None])
     assert [one.verdict for one in found] == [True, False, True, True, None, None]
