@@ -14,19 +14,13 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from consumer.config import AuditConfig
 from consumer.ema import Ema
 from parallel.engine import Engine
 
 _WORD = 8  # bytes
-
-
-class AuditConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    every: int = Field(default=0, ge=0)  # steps between audits of weights, moments and average; 1: each; 0: none
-    # Steps between those whose gradients are computed twice; one costs a step's forward and backward, so 100 costs 1 %.
-    replay_every: int = Field(default=0, ge=0)  # 0: none
 
 
 class Audit:

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from consumer import shelf
+from consumer.config import CheckpointConfig
 from consumer.ema import Ema
 from consumer.pieces import INDEX
 from consumer.pieces import CheckpointError as CheckpointError
 from consumer.pieces import CheckpointReader as CheckpointReader
-from consumer.saver import CheckpointConfig as CheckpointConfig
 from consumer.saver import Saver
 from consumer.snapshot import kept
 from parallel.engine import Engine

@@ -1,18 +1,11 @@
 """An fp32 average of the weights, exponential in steps, in the same shards as the optimizer's main parameters."""
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from consumer.config import EmaConfig
 from parallel.engine import Engine
 from parallel.shard import Shard
-
-
-class EmaConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """average <- decay * average + (1 - decay) * weights, after every applied step."""
-
-    decay: float = Field(default=0.9999, ge=0, lt=1)
-    start: int = Field(default=0, ge=0)  # steps whose weights are taken as they are, so that the first do not linger
 
 
 class Ema:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 
 # What the pipeline is made of beside the transformer, and the library and class of each.
 _PARTS = {

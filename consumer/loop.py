@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from consumer.audit import Audit
+from consumer.config import TrainConfig
 from consumer.ema import Ema
 from consumer.endings import Cause, cause_of_signal, classify
 from consumer.evaluate.pictures import Pictures
@@ -35,16 +34,6 @@ from consumer.watchdog import Watchdog
 from model.count import utilisation
 from parallel.engine import Engine
 from parallel.mesh import Mesh
-
-
-class TrainConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    steps: int = Field(gt=0)  # optimizer steps in all
-    start_from: Path | None = None  # folder of released weights, for a run without checkpoints of its own
-    other_plan: bool = False  # may a checkpoint go on with data of another plan than made its steps?
-    metrics: Path  # folder of train.jsonl and tensorboard/
-    validate_every: int = Field(default=0, ge=0)  # steps between validations; 0: before the first and after the last
-    peak_tflops: float = Field(default=0.0, ge=0)  # of one device, dense, for MFU; an H100 or H200 has 989 in bf16
-    grace_s: float = Field(default=8.0, gt=0)  # from a signal to the forced end
 
 
 class GoBack(NamedTuple):

@@ -7,32 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch.profiler import ProfilerActivity, profile
 
+from consumer.config import ProfileConfig
+
 log = logging.getLogger(__name__)
-
-# A trace of a step of the released model is some tens of MB, compressed.
-_MOST = 32
-
-
-class ProfileConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """Steps are numbered as in the reports, from 1. A profiled step waits for the device; the others do not."""
-
-    steps: tuple[int, ...] = ()  # each one a trace; none: nothing is profiled
-    ranks: tuple[int, ...] = (0,)
-    shapes: bool = False  # keep the operators' shapes
-    memory: bool = False  # keep allocations
-    limit_mb: float = Field(default=500.0, gt=0)  # of all traces of a rank; past it no further ones are made
-
-    @model_validator(mode="after")
-    def _few(self) -> "ProfileConfig":
-        if len(self.steps) > _MOST:
-            raise ValueError(f"profile.steps: {len(self.steps)} steps; choose at most {_MOST}, each is a trace")
-        low = [step for step in self.steps if step < 1]
-        if low or any(rank < 0 for rank in self.ranks):
-            raise ValueError("profile.steps, profile.ranks: steps are numbered from 1, ranks from 0")
-        return self
 
 
 class Profiler:

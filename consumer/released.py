@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from consumer.export import WEIGHTS
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 from parallel.mesh import Mesh
 from parallel.meta import allocate
 from parallel.place import Place, place, whole_shape

@@ -16,13 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 
 from consumer import shelf
+from consumer.config import CheckpointConfig
 from consumer.ema import Ema
 from consumer.endings import Cause
 from consumer.pieces import CheckpointError, Index
@@ -36,22 +35,6 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.005
 # For the thread to end when a job does; a write notices within one chunk, a sync to a dead file server never.
 _CLOSE_S = 5.0
-
-
-class CheckpointConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    path: Path  # folder of the checkpoints
-    every: int = Field(default=1000, gt=0)  # steps between saves
-    keep: int = Field(default=3, ge=1)  # newest ones that stay; with 1 a damaged one has none before it
-    keep_every: int = Field(default=0, ge=0)  # the first at or after each multiple stays for ever; 0: none does
-    max_age_h: float = Field(default=0, ge=0)  # hours before the newest from which one goes even if in `keep`; 0: never
-    retry_s: float = Field(default=30, gt=0)  # from a failed save to the next try
-    give_up_s: float = Field(default=3600, ge=0)  # of failing, after which training ends; 0: at the first failure
-    write_s: float = Field(default=1800, gt=0)  # a rank that writes longer has failed
-
-    @property
-    def retention(self) -> shelf.Retention:
-        """Which ones stay."""
-        return shelf.Retention(self.keep, self.keep_every, self.max_age_h)
 
 
 class UnwritableError(CheckpointError):
@@ -263,7 +246,7 @@ class Saver:
 
     def _publish(self) -> None:
         shelf.publish(self._aside, shelf.folder(self.config.path, self._step), self._head, self._mesh.world)
-        shelf.prune(self.config.path, self.config.retention, self._step)
+        shelf.prune(self.config.path, _retention(self.config), self._step)
 
     def _clear(self) -> None:
         try:
@@ -353,3 +336,8 @@ class _Writer:
             with self._lock:
                 self.error = self.error or error  # before it is no longer busy
                 self._left -= 1
+
+
+def _retention(config: CheckpointConfig) -> shelf.Retention:
+    """Which checkpoints stay."""
+    return shelf.Retention(config.keep, config.keep_every, config.max_age_h)

@@ -22,9 +22,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from consumer.objective.flow import Batch, FlowObjective
 from launch.ledger import OTHER, Ledger
 from model import fused
-from model.flow import FlowConfig
+from model.config import FlowConfig, MMDiTConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from parallel import cpu_stand_in
 from parallel.mesh import Mesh
 from parallel.meta import allocate

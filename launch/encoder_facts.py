@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from launch.config import ConfigError
-from model.mmdit import MMDiTConfig
+from model.config import MMDiTConfig
 
 
 def latent_statistics(root: Path, model: MMDiTConfig) -> tuple[Tensor, Tensor]:

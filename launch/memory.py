@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from launch.dry import GATHERED, MODULATION, Form, Pass, Shapes
 from launch.ledger import OTHER
-from parallel.engine import OptimConfig
+from parallel.config import OptimConfig
 
 # Megatron's alignment of a parameter and of a bucket, in elements (param_and_grad_buffer.py).
 _PARAMETER, _BUCKET = 64, 128

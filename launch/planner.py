@@ -7,11 +7,10 @@ from launch.dry import Form, Pass, Sample, dry_mesh, dry_pass, dry_shapes
 from launch.memory import Memory, States
 from launch.traffic import Rates, StepTime, step_time
 from launch.workload import Unit, Workload, workload
+from model.config import MMDiTConfig, Part, RecomputeConfig
 from model.count import utilisation
-from model.mmdit import MMDiTConfig
-from model.recompute import Part, RecomputeConfig
-from parallel.engine import OptimConfig
-from parallel.mesh import Mesh, MeshConfig, MeshError, check
+from parallel.config import MeshConfig, OptimConfig
+from parallel.mesh import Mesh, MeshError, check
 from producer.api.deal import DealError, deal
 from producer.recipe import RecipeConfig
 

@@ -24,7 +24,8 @@ from model.prompt import PromptEncoder
 from model.sampler import conditioned, euler, guided
 from model.vae import STRIDE, ImageVae
 from producer.api.bucket import Bucket
-from producer.encode import EncoderConfig, require_folders
+from producer.encode import require_folders
+from producer.encoder_config import EncoderConfig
 
 
 def main() -> int:

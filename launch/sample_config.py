@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, Field, model_validator
 
+from model.config import Device
 from producer.api.bucket import MULTIPLE, Bucket, parse
 
 
@@ -24,16 +24,12 @@ class SampleConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     sizes: tuple[str, ...] = ("256x256",)  # HEIGHTxWIDTH in pixels
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=8, ge=1)  # pictures sampled together
-    device: str = "cpu"  # or cuda
+    device: Device = "cpu"  # or cuda
     dtype: Literal["float32", "bfloat16"] = "float32"
     font: Path | None = None  # for the captions; by default one with Chinese glyphs, where there is one
 
     @model_validator(mode="after")
     def _drawable(self) -> "SampleConfig":
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"sample.device: {self.device!r} is no device; use cpu, cuda or cuda:1") from None
         if not self.prompts or not self.sizes:
             raise ValueError("sample.prompts, sample.sizes: give at least one of each")
         for size in self.sizes:

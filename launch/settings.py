@@ -8,32 +8,31 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, model_validator
 
-from consumer.audit import AuditConfig
-from consumer.checkpoint import CheckpointConfig
-from consumer.ema import EmaConfig
+from consumer.config import (
+    AuditConfig,
+    CheckpointConfig,
+    EmaConfig,
+    PicturesConfig,
+    PreflightConfig,
+    ProfileConfig,
+    TrainConfig,
+    WandbConfig,
+)
 from consumer.endings import ENDINGS, Cause, classify
-from consumer.evaluate.pictures import PicturesConfig
 from consumer.guard import GuardConfig
-from consumer.loop import TrainConfig
-from consumer.preflight.exchange import PreflightConfig
-from consumer.profiler import ProfileConfig
 from consumer.schedule import ScheduleConfig
 from consumer.sink.prometheus import PrometheusConfig
-from consumer.sink.wandb import WandbConfig
 from consumer.source.producers import PullConfig
 from consumer.watchdog import WatchdogConfig
 from launch.config import load, show
 from launch.farewell import leave, say
 from launch.sample_config import SampleConfig
-from model.flow import FlowConfig
-from model.mmdit import MMDiTConfig
-from model.recompute import RecomputeConfig
-from parallel.engine import OptimConfig
-from parallel.mesh import MeshConfig
+from model.config import FlowConfig, MMDiTConfig, RecomputeConfig
+from parallel.config import MeshConfig, OptimConfig
 from producer.annotate.config import AnnotateConfig
 from producer.cache import CacheConfig
 from producer.curate import CurateConfig
-from producer.encode import EncoderConfig
+from producer.encoder_config import EncoderConfig
 from producer.fleet_config import FleetConfig
 from producer.operator.stage import OperatorsConfig
 from producer.recipe import RecipeConfig

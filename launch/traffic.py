@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from launch.dry import Pass
 from launch.memory import States
 from launch.workload import Workload
-from model.mmdit import MMDiTConfig
-from parallel.engine import OptimConfig
+from model.config import MMDiTConfig
+from parallel.config import OptimConfig
 
 # Bytes a gradient element moves when a unit's bf16 gradient is written and added to its fp32 buffer.
 _ACCUMULATE = 12

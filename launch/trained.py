@@ -10,7 +10,8 @@ from torch import Tensor
 from consumer.checkpoint import latest
 from consumer.pieces import CheckpointReader
 from launch.config import ConfigError, build
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 
 
 def open_checkpoint(root: Path, chosen: Path | None) -> CheckpointReader:

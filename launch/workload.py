@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.dry import Sample
+from model.config import MMDiTConfig
 from model.count import training_flops
-from model.mmdit import MMDiTConfig
 from producer.api.bucket import MULTIPLE, Bucket
 from producer.cost import CostModel
 from producer.recipe import RecipeConfig

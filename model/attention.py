@@ -7,21 +7,16 @@ transformer_qwenimage.py (QwenDoubleStreamAttnProcessor2_0). The backends are eq
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from model.config import Backend
 from model.layout import Layout
 from model.provider import Packed
-
-# samples: torch's SDPA a sample at a time, on every device. masked: one SDPA over all pairs of tokens of the unit,
-# those of two samples masked; its cost grows with the square of the unit, so it is a twin to check by. varlen: torch's
-# flash kernel for packed samples, CUDA and 16-bit alone. auto: the kernel of the layers' provider where it has one,
-# else varlen where it runs, else samples.
-Backend = Literal["auto", "samples", "masked", "varlen"]
 
 # The flash kernel's bounds (torch 2.13).
 _VARLEN_DTYPES = (torch.float16, torch.bfloat16)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import Attend, Heads
+from model.config import KEEP, Parts
 from model.fused import Rows, add_gated, bias_gelu, modulate
 from model.layout import Layout
 from model.norm import HeadNorm
 from model.provider import Provider
-from model.recompute import KEEP, Parts, again
+from model.recompute import again
 
 # Makes the tokens that a group of columns reads.
 Entered = Callable[[], tuple[Tensor, ...]]

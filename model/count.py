@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from model.mmdit import MMDiTConfig
-    from model.recompute import RecomputeConfig
+    from model.config import MMDiTConfig, RecomputeConfig
 
 Count = TypeVar("Count", int, np.ndarray)
 

@@ -6,13 +6,13 @@ from (run seed, step, sample), so it does not depend on how many ranks train or 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
+from model.config import FlowConfig
 from model.init import seed_of
 
 # The density's open interval: a quantile of exactly 0 or 1 has no logit.
@@ -20,49 +20,6 @@ _EDGE = 1e-7
 
 # The noise levels of a 1000-step grid, whose last one a terminal stretch brings to its end.
 _GRID = 1000
-
-
-class FlowConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """How a sample's noise level, noise and condition are drawn, and what its error weighs."""
-
-    density: Literal["logit_normal", "uniform", "mode", "beta"] = "logit_normal"  # the report's, without its numbers
-    mean: float = 0.0  # logit_normal: of the logit
-    std: float = Field(default=1.0, gt=0)
-    mode_scale: float = Field(default=1.29, ge=-1, le=1.75)  # mode: s of arXiv 2403.03206 equation 20
-    alpha: float = Field(default=2.0, gt=0)  # beta: of sigma
-    beta: float = Field(default=2.0, gt=0)
-    # A shift of sigma in training, which the report does not mention: dynamic is inference's, by target tokens.
-    shift: Literal["none", "fixed", "dynamic"] = "none"
-    fixed_shift: float = Field(default=1.0, gt=0)  # exp(mu) of the fixed shift
-    terminal: float = Field(default=0.0, ge=0, lt=1)  # least sigma after a shift; the released scheduler's is 0.02
-    # none; sigma^-2 and cosmap (arXiv 2403.03206, as diffusers computes them); bell (DiffSynth-Studio's)
-    weight: Literal["none", "sigma_sqrt", "cosmap", "bell"] = "none"
-    posterior: Literal["mean", "sample"] = "sample"  # of the VAE, for targets
-    prompt_dropout: float = Field(default=0.1, ge=0, lt=1)  # trained on the empty prompt (Qwen-Image-2.0)
-
-    @model_validator(mode="after")
-    def _stretches_a_shift(self) -> "FlowConfig":
-        if self.terminal and self.shift == "none":
-            raise ValueError(f"flow.terminal: {self.terminal} belongs to a shift, and flow.shift is none; set one or 0")
-        return self
-
-    @model_validator(mode="after")
-    def _takes_effect(self) -> "FlowConfig":
-        for setting, kind, names in (
-            ("density", "logit_normal", ("mean", "std")),
-            ("density", "mode", ("mode_scale",)),
-            ("density", "beta", ("alpha", "beta")),
-            ("shift", "fixed", ("fixed_shift",)),
-        ):
-            chosen = getattr(self, setting)
-            for name in names:
-                value = getattr(self, name)
-                if chosen != kind and value != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"flow.{name}: {value} changes nothing while flow.{setting} is {chosen}; "
-                        f"set flow.{setting}={kind}, or leave it out"
-                    )
-        return self
 
 
 class Draw(NamedTuple):

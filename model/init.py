@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 from model.provider import Plain
 
 # Where a rank's slice of a parameter lies: (dim, start, stop), None where it holds the whole.

@@ -8,89 +8,20 @@ the target, then references of their own sizes. zero_cond_t: references are modu
 (use_layer3d_rope, use_additional_t_cond): layers, then the condition, with a class a sample.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import Backend, backend
+from model.attention import backend
 from model.block import Adaln, Block, adaln, chunks, idle, owners_of, pad, padded_rows
+from model.config import MMDiTConfig, RecomputeConfig
 from model.embed import CLASSES, TimeTextEmbed
 from model.fused import modulate
 from model.layout import Layout, LayoutError
 from model.norm import TokenNorm
 from model.provider import Plain, Provider
-from model.recompute import RecomputeConfig
-
-# Settings of how the model runs; all others are of the weights, as in the released config.json.
-_RUN = frozenset({"attention", "blocks_per_gather"})
-
-# In the first released config.json and read by no one: the reference never built that part.
-_UNREAD = "pooled_projection_dim"
-
-
-class MMDiTConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """Sizes and flags, named as in the released config.json; the defaults are the released 20B model's."""
-
-    patch_size: int = Field(default=2, ge=1)
-    in_channels: int = 64  # latent channels * patch_size squared
-    out_channels: int = 16
-    num_layers: int = Field(default=60, ge=1)
-    attention_head_dim: int = Field(default=128, ge=1)
-    num_attention_heads: int = Field(default=24, ge=1)
-    joint_attention_dim: int = Field(default=3584, ge=1)  # width of the prompt encoder
-    axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
-    guidance_embeds: bool = False  # no released weights have them, and the reference builds none
-    zero_cond_t: bool = False  # Edit-2511: references are modulated as at sigma 0
-    use_layer3d_rope: bool = False  # Layered: frames by layer, the condition at -1
-    use_additional_t_cond: bool = False  # Layered: a class a sample is added to its timestep's embedding
-    attention: Backend = "auto"  # attention.py
-    blocks_per_gather: int = Field(default=10, ge=1)  # blocks whose modulation is gathered in one collective
-
-    @model_validator(mode="after")
-    def _fits(self) -> "MMDiTConfig":
-        wrong = any(dims % 2 or dims < 2 for dims in self.axes_dims_rope)
-        if wrong or sum(self.axes_dims_rope) != self.attention_head_dim:
-            raise ValueError(
-                f"model.axes_dims_rope: {self.axes_dims_rope} must be even, above 0 and sum to "
-                f"attention_head_dim {self.attention_head_dim}; they sum to {sum(self.axes_dims_rope)}"
-            )
-        if self.in_channels != self.out_channels * self.patch_size**2:
-            raise ValueError(
-                f"model.in_channels: {self.in_channels} must be out_channels {self.out_channels} * patch_size "
-                f"{self.patch_size} squared, {self.out_channels * self.patch_size**2}"
-            )
-        if self.guidance_embeds:
-            raise ValueError("model.guidance_embeds: true, but the reference has no such layer; set it to false")
-        if self.zero_cond_t and self.use_layer3d_rope:
-            raise ValueError(
-                "model.zero_cond_t: true with use_layer3d_rope true; no weights have both, and the reference would "
-                "take every layer but the first for a condition; set one to false"
-            )
-        return self
-
-    @classmethod
-    def from_released(cls, text: str) -> "MMDiTConfig":
-        """The settings in the `text` of a released config.json; names with a leading _ describe the file.
-
-        Raises ValueError on what this model does not do.
-        """
-        said = json.loads(text)
-        if isinstance(said, dict):
-            said = {name: value for name, value in said.items() if name[:1] != "_" and name != _UNREAD}
-        return cls.model_validate_json(json.dumps(said))
-
-    def released(self) -> dict[str, Any]:
-        """The settings that config.json has, as the arguments of diffusers' QwenImageTransformer2DModel."""
-        return self.model_dump(exclude=set(_RUN))
-
-    @property
-    def width(self) -> int:
-        return self.attention_head_dim * self.num_attention_heads
 
 
 class OutputNorm(nn.Module):

@@ -11,57 +11,14 @@ are summed in the same order, hooks of parameters run once, and modules are call
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-# What is made again. norm: the modulated tokens that columns read (gathered again under sequence parallelism). gelu:
-# what the MLP's second product reads. core: normed and turned heads, and attention from them. attention and mlp: all
-# from the block's tokens up to the last product. block: all of it.
-Part = Literal["norm", "gelu", "core", "attention", "mlp", "block"]
-Parts = frozenset[Part]
-
-KEEP: Parts = frozenset()
-
 Result = TypeVar("Result")
 Made = tuple[Tensor | None, ...]
-
-
-class RecomputeError(ValueError):
-    """The settings name blocks that the model does not have."""
-
-
-class RecomputeConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """Which parts of which blocks: every `every`-th block of `blocks`, ranges [first, stop); without ranges, of all."""
-
-    parts: tuple[Part, ...] = ()  # none: everything is kept
-    every: int = Field(default=1, ge=1)
-    blocks: tuple[tuple[int, int], ...] = ()
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "RecomputeConfig":
-        before = 0
-        for first, stop in self.blocks:
-            if not before <= first < stop:
-                raise ValueError(
-                    f"recompute.blocks: [{first}, {stop}] after block {before}; give ranges [first, stop) that grow "
-                    "and do not overlap"
-                )
-            before = stop
-        return self
-
-    def of(self, layers: int) -> list[Parts]:
-        """The parts of each of `layers` blocks. Raises RecomputeError for blocks beyond them."""
-        if self.blocks and self.blocks[-1][1] > layers:
-            raise RecomputeError(
-                f"recompute.blocks: {list(self.blocks[-1])} ends beyond the model's {layers} blocks; end at {layers}"
-            )
-        ranges = self.blocks or ((0, layers),)
-        chosen = [block for first, stop in ranges for block in range(first, stop)][:: self.every]
-        return [frozenset(self.parts if block in set(chosen) else ()) for block in range(layers)]
 
 
 def again(redo: bool, function: Callable[[], Made], into: Callable[..., Result]) -> Result:

@@ -8,14 +8,13 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from parallel import decay
+from parallel.config import OptimConfig
 from parallel.cpu_stand_in import stand_in
 from parallel.megatron import (
     Adam,
@@ -29,35 +28,6 @@ from parallel.mesh import Mesh
 from parallel.place import whole_shape
 from parallel.provider import is_partial
 from parallel.shard import Shard, held, never_trained, trained
-
-_Beta = Annotated[float, Field(ge=0, lt=1)]
-
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-class OptimConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """AdamW over Megatron's distributed optimizer."""
-
-    lr: float = Field(default=1e-4, gt=0)  # peak; the schedule gives each step's
-    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)  # decoupled; on matrices alone, not on biases and norms
-    clip: float = Field(default=1.0, ge=0)  # largest global gradient norm; 0 clips nothing
-    precision: Literal["bf16", "fp32"] = "bf16"  # of the parameters and activations
-    overlap_grads: bool = True  # reduce a bucket's gradients while the backward goes on
-    overlap_params: bool = True  # gather a bucket's parameters while the forward goes on
-    bucket_elements: int = Field(default=40_000_000, ge=1)  # parameters a bucket (Megatron's default up to 40 ranks)
-
-    @model_validator(mode="after")
-    def _order(self) -> "OptimConfig":
-        if self.overlap_params and not self.overlap_grads:
-            raise ValueError("optim.overlap_params: works on the buckets of optim.overlap_grads; set both")
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return _DTYPES[self.precision]
 
 
 @dataclass

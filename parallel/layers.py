@@ -4,7 +4,8 @@ import importlib.util
 
 import torch
 
-from parallel.mesh import Mesh, MeshConfig, MeshError
+from parallel.config import MeshConfig
+from parallel.mesh import Mesh, MeshError
 from parallel.provider import MegatronProvider
 
 # The least compute capability that runs each fp8 recipe (Transformer Engine user guide, low precision training).

@@ -4,49 +4,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from parallel import cpu_stand_in
+from parallel.config import MeshConfig
 from parallel.megatron import parallel_state
 from parallel.store import torchrun_store
 
 
 class MeshError(ValueError):
     """The layout does not fit the model or the number of ranks."""
-
-
-class MeshConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """How the job's ranks are laid out; what tensor parallelism leaves over is data parallel."""
-
-    tp: int = Field(default=1, ge=1)  # ranks that split every matrix between them
-    sp: bool = (
-        False  # sequence parallel: the ranks of a tensor-parallel group also split the tokens between the matrices
-    )
-    cp: int = Field(default=1, ge=1)  # context parallel
-    timeout_s: float = Field(default=600.0, gt=0)  # deadline of every collective
-    provider: Literal["megatron", "transformer_engine"] = "megatron"  # whose layers; the second's need CUDA
-    fp8: Literal["none", "current", "mxfp8"] = "none"  # of the blocks' matrices, scaled per tensor or per 32 elements
-
-    @field_validator("cp")
-    @classmethod
-    def _single(cls, cp: int) -> int:
-        if cp > 1:
-            raise ValueError(f"{cp} ranks would split the tokens of one sample, and attention is per rank; use 1")
-        return cp
-
-    @model_validator(mode="after")
-    def _split(self) -> "MeshConfig":
-        if self.sp and self.tp == 1:
-            raise ValueError("mesh.sp: splits tokens over tensor-parallel ranks, and mesh.tp is 1; set it false")
-        if self.fp8 != "none" and self.provider != "transformer_engine":
-            raise ValueError(f"mesh.fp8: {self.fp8} is Transformer Engine's; set mesh.provider=transformer_engine")
-        return self
 
 
 def check(config: MeshConfig, *, num_heads: int, world: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from model.count import per_token_and_pair
 
 if TYPE_CHECKING:
-    from model.mmdit import MMDiTConfig
+    from model.config import MMDiTConfig
 
 
 class CostModel(NamedTuple):

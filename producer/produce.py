@@ -26,7 +26,8 @@ from producer.api.unit import Encoded, Header, Latent, UnitId, pack
 from producer.balance import predicted
 from producer.cache import CacheConfig, LatentCache, LatentKey
 from producer.cost import CostModel
-from producer.encode import Encoder, EncoderConfig, Raw, Shown, picture
+from producer.encode import Encoder, Raw, Shown, picture
+from producer.encoder_config import EncoderConfig
 from producer.index import Index
 from producer.journal import Line
 from producer.plan import Plan, Terms, UnitPlan

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
+from consumer.config import PicturesConfig
 from consumer.ema import Ema
 from consumer.evaluate.averaged import ema_weights
 from consumer.evaluate.grid import compose, find_font, save
@@ -30,16 +30,6 @@ from parallel.mesh import Mesh
 from producer.api.unit import Encoded, UnitId
 
 log = logging.getLogger(__name__)
-
-
-class PicturesConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """Each picture has the size of its held-out sample's bucket."""
-
-    every: int = Field(default=0, ge=0)  # training steps between sheets; 0: none are drawn
-    count: int = Field(default=8, ge=1)  # pictures a sheet
-    steps: int = Field(default=20, ge=1)  # of the sampler
-    guidance: float = Field(default=4.0, ge=0)  # away from the empty prompt; at 1 or less there is none
-    batch: int = Field(default=4, ge=1)  # pictures that a model-parallel group samples together
 
 
 class Pictures:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.flow import Draw, FlowConfig, draw, noised, weight_at
+from model.config import FlowConfig
+from model.flow import Draw, draw, noised, weight_at
 from model.latent import normalise, pack
 from model.layout import Layout
 from model.transfer import sent

@@ -13,23 +13,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import BaseModel, Field
-
+from consumer.config import PreflightConfig
 from consumer.preflight.judge import Finding, Wanted, judge
 from consumer.preflight.look import PROBE, code_hash, device_of, lacking, look_at, versions
 from consumer.preflight.note import Note
 from parallel.board import Board
 from parallel.mesh import Mesh
 from parallel.probe import probe
-
-
-class PreflightConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """How long the checks before the first step may take, and what they tolerate."""
-
-    collective_s: float = Field(default=30.0, gt=0)  # for one number through a group; NCCL also connects in it
-    clock_s: float = Field(default=5.0, gt=0)  # the most that clocks may differ
-    room_bytes: int = Field(default=256 << 20, ge=0)  # free in folders of logs and metrics
-
 
 # What one rank can check by itself: gives what it found, or raises a named error that says what is wrong and the fix.
 Check = Callable[[], str]

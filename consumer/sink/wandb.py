@@ -3,25 +3,15 @@
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
-
+from consumer.config import WandbConfig
 from consumer.metrics import CheckpointReport, PicturesReport, Report, StepReport
 from consumer.sink.tensorboard import saved, scalars
 
 
 class WandbError(ValueError):
     """wandb is asked for and not installed."""
-
-
-class WandbConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """The key is wandb's own affair (`wandb login` or its environment): settings are kept in checkpoints."""
-
-    project: str = ""  # none: nothing is sent anywhere
-    entity: str | None = None  # team or user
-    mode: Literal["online", "offline"] = "online"
-    timeout_s: float = Field(default=30.0, gt=0)  # for the first contact
 
 
 def check_wandb(config: WandbConfig) -> None:

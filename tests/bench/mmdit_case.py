@@ -8,8 +8,9 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from model.config import MMDiTConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from tests.bench.report import peak_growth
 
 MIXED = (512, 221, 69, 39, 94, 65, 242, 46)

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
-from consumer.ema import Ema, EmaConfig
+from consumer.config import EmaConfig
+from consumer.ema import Ema
 from consumer.objective.flow import FlowObjective
 from launch.dry import Sample, dry_mesh, dry_pass, dry_shapes, unit_batch
 from launch.memory import Memory, States
-from model.flow import FlowConfig
+from model.config import FlowConfig, MMDiTConfig
 from model.init import fill
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
-from parallel.engine import Engine, OptimConfig
-from parallel.mesh import Mesh, MeshConfig
+from model.mmdit import MMDiT
+from parallel.config import MeshConfig, OptimConfig
+from parallel.engine import Engine
+from parallel.mesh import Mesh
 from parallel.place import place
 from parallel.provider import MegatronProvider
 from tests.bench.report import peak_growth

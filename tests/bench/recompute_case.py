@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from model.config import MMDiTConfig, RecomputeConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
-from model.recompute import RecomputeConfig
+from model.mmdit import MMDiT
 from tests.bench.report import peak_growth
 
 CONFIG = MMDiTConfig(

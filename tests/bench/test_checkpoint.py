@@ -14,9 +14,10 @@ import pytest
 from torch import Tensor
 
 from consumer.checkpoint import CheckpointReader, latest, load, newest
-from consumer.ema import Ema, EmaConfig
+from consumer.config import CheckpointConfig, EmaConfig
+from consumer.ema import Ema
 from consumer.pieces import mapped
-from consumer.saver import CheckpointConfig, Saver
+from consumer.saver import Saver
 from model.mmdit import MMDiT
 from parallel.engine import Engine
 from tests.bench.report import record

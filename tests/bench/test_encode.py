@@ -28,7 +28,7 @@ from producer.api.unit import UnitId
 from producer.cache import CacheConfig
 from producer.coordinator import Limits
 from producer.coordinator_server import CoordinatorServer
-from producer.encode import EncoderConfig
+from producer.encoder_config import EncoderConfig
 from producer.index import write_generation
 from producer.produce import EncodeJob, UnitMaker
 from producer.recipe import RecipeConfig

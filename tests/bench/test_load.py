@@ -14,8 +14,9 @@ from torch import Tensor
 
 from consumer.export import export
 from consumer.released import load_released
+from model.config import MMDiTConfig
 from model.init import shapes
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from parallel.provider import MegatronProvider
 from tests.bench.report import peak_growth, record
 from tests.distributed import tiny

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from model.config import RecomputeConfig
 from model.count import executed_flops, training_flops
-from model.recompute import RecomputeConfig
 from tests.bench.recompute_case import CONFIG, KINDS, NONE, PEER, PROMPTS, SIDE, steps
 from tests.bench.report import record
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from consumer.checkpoint import CheckpointConfig, CheckpointReader
-from consumer.ema import Ema, EmaConfig
+from consumer.checkpoint import CheckpointReader
+from consumer.config import CheckpointConfig, EmaConfig
+from consumer.ema import Ema
 from consumer.saver import Saver, SaveReport
 from model.mmdit import MMDiT
 from parallel.engine import Engine

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from consumer.audit import Audit, AuditConfig, checksum
-from consumer.ema import Ema, EmaConfig
+from consumer.audit import Audit, checksum
+from consumer.config import AuditConfig, EmaConfig
+from consumer.ema import Ema
 from tests.distributed import tiny
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_engine import start as start

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from consumer.checkpoint import CheckpointError, CheckpointReader, latest, load, save
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 from parallel.engine import Engine
 from tests.distributed import tiny
 from tests.distributed.ranks import Ranks

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.mesh import Mesh, MeshConfig, MeshError
+from parallel.config import MeshConfig
+from parallel.mesh import Mesh, MeshError
 from tests.distributed import tiny
 from tests.distributed.ranks import Ranks, RanksError
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consumer.ema import Ema, EmaConfig
+from consumer.config import EmaConfig
+from consumer.ema import Ema
 from consumer.schedule import ScheduleConfig, rate
 from model.init import seed_of
 from model.mmdit import MMDiT

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from consumer.ema import Ema, EmaConfig
+from consumer.config import EmaConfig, PicturesConfig
+from consumer.ema import Ema
 from consumer.evaluate.averaged import ema_weights
-from consumer.evaluate.pictures import Pictures, PicturesConfig
+from consumer.evaluate.pictures import Pictures
 from consumer.objective.flow import FlowObjective, text_of
 from consumer.source.group import GroupSource
 from consumer.source.streams import Arrived
-from model.flow import FlowConfig
+from model.config import FlowConfig
 from model.init import fill
 from model.mmdit import MMDiT
 from parallel.engine import Engine

@@ -15,7 +15,8 @@ from tests.distributed.ranks import Ranks
 
 def held_on_rank(tp: int, sp: bool, precision: str, overlap: bool) -> dict[str, Any]:
     """Bytes of what an engine keeps."""
-    from consumer.ema import Ema, EmaConfig
+    from consumer.config import EmaConfig
+    from consumer.ema import Ema
 
     here = tiny.mesh(tp, sp)
     config = tiny.optim(precision, overlap)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from model.config import RecomputeConfig
 from model.init import fill
 from model.mmdit import MMDiT
-from model.recompute import RecomputeConfig
 from parallel.engine import Engine
 from parallel.mesh import Mesh
 from parallel.place import place

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from consumer.checkpoint import CheckpointConfig, save
-from consumer.ema import Ema, EmaConfig
+from consumer.checkpoint import save
+from consumer.config import CheckpointConfig, EmaConfig
+from consumer.ema import Ema
 from consumer.pieces import CheckpointReader
 from consumer.released import ReleasedError, load_released
 from model.mmdit import MMDiT

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from consumer.evaluate.validation import validation_loss
 from consumer.objective.flow import FlowObjective
-from model.flow import FlowConfig
+from model.config import FlowConfig
 from model.init import fill
 from model.mmdit import MMDiT
 from producer.api.unit import UnitId, unpack

@@ -6,10 +6,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.config import MMDiTConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
-from parallel.engine import Engine, OptimConfig
-from parallel.mesh import Mesh, MeshConfig
+from model.mmdit import MMDiT
+from parallel.config import MeshConfig, OptimConfig
+from parallel.engine import Engine
+from parallel.mesh import Mesh
 from parallel.place import place
 from parallel.provider import MegatronProvider
 

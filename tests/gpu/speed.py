@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLQwenImage
 
+from model.config import MMDiTConfig
 from model.count import training_flops
 from model.init import fill
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from model.vae import ImageVae
-from parallel.engine import Engine, OptimConfig
+from parallel.config import OptimConfig
+from parallel.engine import Engine
 from parallel.mesh import Mesh
 from parallel.provider import MegatronProvider
 

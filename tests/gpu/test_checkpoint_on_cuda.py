@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from consumer.ema import Ema, EmaConfig
-from consumer.saver import CheckpointConfig, Saver
+from consumer.config import CheckpointConfig, EmaConfig
+from consumer.ema import Ema
+from consumer.saver import Saver
 from model.mmdit import MMDiT
 from parallel.engine import Engine
 from tests.distributed import tiny

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.config import MMDiTConfig
 from model.count import utilisation
-from model.mmdit import MMDiTConfig
-from parallel.mesh import Mesh, MeshConfig
+from parallel.config import MeshConfig
+from parallel.mesh import Mesh
 from tests.bench.report import record
 from tests.gpu.speed import Trainer, blocks_that_fit, vae_seconds
 

@@ -31,14 +31,15 @@ from consumer.source.flight import FlightSource
 from consumer.source.producers import PullConfig
 from launch.config import load
 from launch.settings import Settings
-from model.mmdit import MMDiTConfig
+from model.config import MMDiTConfig
 from producer.api import local
 from producer.api.channel import gate
 from producer.api.parcel import ASK, REQUEST_LIMIT
 from producer.api.protocol import Located, Welcome, encode
 from producer.api.unit import Header, UnitId, pack, unpack
 from producer.cache_file import CacheFile, Layout
-from producer.encode import Encoder, EncoderConfig
+from producer.encode import Encoder
+from producer.encoder_config import EncoderConfig
 from producer.index import Index
 from producer.operator.nsfw import Nsfw, NsfwConfig
 from producer.operator.pretrained import ModelError

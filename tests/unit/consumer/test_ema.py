@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from consumer.ema import Ema, EmaConfig
+from consumer.config import EmaConfig
+from consumer.ema import Ema
 from model.init import fill
 from model.mmdit import MMDiT
 from parallel.engine import Engine

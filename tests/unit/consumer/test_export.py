@@ -14,8 +14,9 @@ from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from consumer.export import ExportError, export
+from model.config import MMDiTConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from tests.unit.model.parity import reference, sizes
 
 # Runs where only the libraries can be imported: -I -S leaves out the working directory and every .pth file, an

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from consumer.objective.flow import BatchError, FlowObjective
-from model.flow import FlowConfig
+from model.config import FlowConfig
 from model.layout import Layout, LayoutError
 from producer.api.unit import Encoded, Latent
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from consumer.profiler import ProfileConfig, Profiler
+from consumer.config import ProfileConfig
+from consumer.profiler import Profiler
 
 
 def work(profiler: Profiler, steps: int) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from consumer.export import export
 from consumer.released import ReleasedError, load_released
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import MMDiTConfig
+from model.mmdit import MMDiT
 from parallel.mesh import Mesh
 from parallel.provider import MegatronProvider
 from tests.distributed import tiny

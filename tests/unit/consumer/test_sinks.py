@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from consumer.config import WandbConfig
 from consumer.metrics import (
     CheckpointReport,
     JsonLines,
@@ -23,7 +24,7 @@ from consumer.metrics import (
 )
 from consumer.sink.lenient import Lenient
 from consumer.sink.tensorboard import TensorBoard
-from consumer.sink.wandb import Wandb, WandbConfig, WandbError
+from consumer.sink.wandb import Wandb, WandbError
 
 HERE = importlib.util.find_spec("wandb") is not None
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from consumer.objective.flow import FlowObjective
 from consumer.phases import Phases
 from consumer.stats import LEVELS, Stats, peak_memory
-from model.flow import FlowConfig, draw
+from model.config import FlowConfig
+from model.flow import draw
 from model.layout import Layout
 from parallel.mesh import Mesh
 from producer.api.unit import Encoded, Latent

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from launch.dry import Form, Pass, Sample, _kept_as_compiled, dry_mesh, dry_pass, unit_batch
 from model import fused
+from model.config import MMDiTConfig, Part, RecomputeConfig
 from model.count import training_flops
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
-from model.recompute import Part, RecomputeConfig
+from model.mmdit import MMDiT
 
 CONFIG = MMDiTConfig(
     num_layers=2,

@@ -18,9 +18,8 @@ from launch.planner import Choice, Estimate, Job, PlannerError, _Grown, estimate
 from launch.settings import Settings
 from launch.traffic import Rates
 from launch.workload import Unit, unit_samples, workload
-from model.mmdit import MMDiTConfig
-from model.recompute import RecomputeConfig
-from parallel.engine import OptimConfig
+from model.config import MMDiTConfig, RecomputeConfig
+from parallel.config import OptimConfig
 from producer.recipe import RecipeConfig
 
 CONFIGS = sorted((Path(__file__).parents[3] / "launch" / "configs").glob("*.toml"))

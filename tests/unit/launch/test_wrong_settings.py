@@ -10,8 +10,9 @@ from launch.config import ConfigError, load
 from launch.encoder_facts import latent_statistics
 from launch.settings import Settings
 from launch.trainable import check_trainable
+from parallel.config import MeshConfig
 from parallel.layers import check_fp8, check_provider
-from parallel.mesh import MeshConfig, MeshError, check
+from parallel.mesh import MeshError, check
 from producer.api.deal import DealError, deal
 from producer.encode import EncoderError, require_folders
 

@@ -6,8 +6,9 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
+from model.config import MMDiTConfig
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from model.rope import numbered
 
 Sample = tuple[list[tuple[int, int, int]], Tensor, Tensor, float]  # grids, image tokens, text tokens, sigma

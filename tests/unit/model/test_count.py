@@ -9,6 +9,7 @@ from diffusers import QwenImageTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.config import MMDiTConfig, RecomputeConfig
 from model.count import (
     executed_flops,
     forward_flops,
@@ -18,8 +19,7 @@ from model.count import (
     utilisation,
 )
 from model.layout import Layout
-from model.mmdit import MMDiT, MMDiTConfig
-from model.recompute import RecomputeConfig
+from model.mmdit import MMDiT
 
 TINY = MMDiTConfig(
     num_layers=3, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=24, axes_dims_rope=(4, 6, 6)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from model.flow import FlowConfig, draw, dynamic_mu, noised, sigma_at, weight_at
+from model.config import FlowConfig
+from model.flow import draw, dynamic_mu, noised, sigma_at, weight_at
 
 SHAPE = (4, 6, 8)
 

@@ -13,11 +13,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.config import Part, RecomputeConfig, RecomputeError
 from model.fused import Rows
 from model.layout import Layout
 from model.mmdit import MMDiT
 from model.provider import Plain
-from model.recompute import Part, RecomputeConfig, RecomputeError, again
+from model.recompute import again
 from tests.unit.model.parity import Sample, ours, reference, run_ours, samples, sizes
 
 PARTS: tuple[Part, ...] = get_args(Part)

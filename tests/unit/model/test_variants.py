@@ -9,8 +9,9 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from model.config import MMDiTConfig
 from model.layout import Layout, LayoutError
-from model.mmdit import MMDiT, MMDiTConfig
+from model.mmdit import MMDiT
 from tests.unit.model.parity import (
     Sample,
     assert_bfloat16_as_near,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from parallel.config import MeshConfig
 from parallel.layers import check_fp8, check_provider, provider_of
-from parallel.mesh import MeshConfig, MeshError
+from parallel.mesh import MeshError
 from parallel.provider import MegatronProvider
 from tests.distributed import tiny
 

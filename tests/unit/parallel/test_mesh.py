@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from parallel.mesh import MeshConfig, MeshError, check
+from parallel.config import MeshConfig
+from parallel.mesh import MeshError, check
 
 
 def test_a_degree_that_does_not_divide_the_heads_is_refused_with_those_that_do() -> None:

@@ -14,8 +14,8 @@ from skimage import data
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from consumer.objective.flow import FlowObjective
-from model.flow import FlowConfig
-from model.mmdit import MMDiT, MMDiTConfig
+from model.config import FlowConfig, MMDiTConfig
+from model.mmdit import MMDiT
 from model.prompt import PromptEncoder
 from model.template import EDIT_PLUS
 from model.vae import ImageVae
@@ -23,7 +23,8 @@ from producer import reference_reader
 from producer.api.bucket import bucket
 from producer.api.unit import Encoded, UnitId, unpack
 from producer.cache import CacheConfig
-from producer.encode import EncoderConfig, EncoderError
+from producer.encode import EncoderError
+from producer.encoder_config import EncoderConfig
 from producer.index import write_generation
 from producer.operator.stage import OperatorsConfig, build_stage, describe
 from producer.picture import decode

@@ -17,7 +17,8 @@ from model.vae import ImageVae
 from model.vae_tiles import in_tiles
 from producer.api.bucket import Bucket
 from producer.api.unit import Encoded, Header, UnitId, pack, unpack
-from producer.encode import Encoder, EncoderConfig, EncoderError, Raw, picture
+from producer.encode import Encoder, EncoderError, Raw, picture
+from producer.encoder_config import EncoderConfig
 from producer.picture import decode, fit
 from producer.plan import UnitPlan
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.config import MMDiTConfig
 from model.count import training_flops
-from model.mmdit import MMDiTConfig
 from producer.api.bucket import ASPECTS, Bucket
 from producer.api.deal import DealError, deal
 from producer.api.unit import UnitId

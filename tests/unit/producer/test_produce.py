@@ -14,7 +14,7 @@ import torch
 from producer import produce
 from producer.api.unit import UnitId, unpack
 from producer.cache import CacheConfig
-from producer.encode import EncoderConfig
+from producer.encoder_config import EncoderConfig
 from producer.produce import EncodeJob, UnitMaker
 from producer.recipe import RecipeConfig
 from producer.source.reader import SourceConfig
