@@ -1,4 +1,4 @@
-// What came in and what each judge dropped of it, in their order, and what other bounds would make of that.
+// What came in, what each judge dropped of it, in their order, and failed on, and what other bounds would make of that.
 
 function funnel() {
   const most = N || 1;
@@ -16,6 +16,9 @@ function funnel() {
     const row = step({ name: judge.name, dropped: judge.dropped, left, off: judge.off, example: judge.example }, most);
     rows.push(row);
     update.push({ row, number, stored: judge.dropped });
+    if (!judge.failed) continue;
+    left -= judge.failed;
+    rows.push(step({ name: `${judge.name}, failed`, dropped: judge.failed, left, example: judge.raised }, most));
   }
   for (const [name, count, example] of FACTS.others) {
     left -= count;
