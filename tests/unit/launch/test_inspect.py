@@ -439,3 +439,18 @@ def test_samples_that_an_operator_failed_on_are_counted_apart_and_its_bound_stil
     said = chrome.find_element(By.ID, "toml").text
     assert "[operators.clarity]\nmin = 0.1" in said and "thresholds" not in said
     assert chrome.get_log("browser") == []
+
+
+def test_splits_without_number_do_not_fill_the_page(tmp_path: Path) -> None:
+    rows = judged.table(40, hostile=False).to_pylist()
+    for number, row in enumerate(rows):
+        for place, one in enumerate(row["captions"]):
+            one["split"] = f"split-{number}-{place}"
+    judged.index(tmp_path / "index", pa.Table.from_pylist(rows, schema=schema(judged.OPERATORS)))
+    said = re.search(r'id="facts">(.*?)</script>', run(tmp_path).read_text("utf-8"), re.DOTALL)
+    assert said
+    captions = json.loads(said[1])["captions"]
+    assert len(captions) == 25 and sum(one["count"] for one in captions.values()) == sum(
+        len(row["captions"]) for row in rows
+    )
+    assert captions["(other)"]["count"] == sum(one["count"] for one in captions.values()) - 24
