@@ -249,7 +249,9 @@ def _score_missing(
             path.unlink(missing_ok=True)
         raise
     if unread:
-        raise CurateError(f"{len(unread)} of {len(paths)} shards cannot be read, repair them first: {unread[:3]}")
+        raise CurateError(
+            f"{len(unread)} of {len(paths)} shards are not scored: {'; '.join(unread[:3])}; mend that and run it again"
+        )
     return len(todo)
 
 
