@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 # Rows worked on at a time: some ten arrays of 8 MB.
@@ -80,6 +81,13 @@ class Space:
             found[part] = values[places[part]]
         return found
 
+    def reals(self, column: pa.ChunkedArray) -> np.ndarray:
+        """A table's `column` as float64, NaN where it has nothing."""
+        found = self.empty(len(column), np.float64)
+        for part in pieces(len(column)):
+            found[part] = column.slice(part.start, part.stop - part.start).to_numpy()
+        return found
+
 
 MEMORY = Space()
 
@@ -146,6 +154,37 @@ class Tables:
     def batches(self) -> list[pa.RecordBatch]:
         """What was written, mapped."""
         return mapped(self._path).to_batches()
+
+
+class Strings:
+    """A string for some of a set's rows, written in the order of the rows, then mapped from files at `path`.*."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_suffix(f"{path.suffix}.arrow")
+        self._rows = Column(path.with_suffix(f"{path.suffix}.bin"), np.int64)
+        self._writer = ipc.new_file(self._path, pa.schema([("text", pa.string())]))
+
+    def add(self, rows: np.ndarray, texts: pa.StringArray) -> None:
+        """Append the strings of `rows`, which come after all before them."""
+        self._rows.add(rows)
+        self._writer.write_batch(pa.record_batch([texts], ["text"]))
+
+    def end(self) -> None:
+        """Nothing can be added any more."""
+        self._writer.close()
+        self._row, self._text = self._rows.whole(), mapped(self._path)["text"]
+
+    def of(self, rows: slice) -> pa.StringArray:
+        """The strings of `rows`, "" where there is none."""
+        first, last = np.searchsorted(self._row, (rows.start, rows.stop)).tolist()
+        there = np.zeros(rows.stop - rows.start, bool)
+        there[self._row[first:last] - rows.start] = True
+        return spread(there, self._text.slice(first, last - first).combine_chunks())
+
+
+def spread(there: np.ndarray, texts: pa.StringArray) -> pa.StringArray:
+    """`texts` at the places where bool `there` is set, "" at the others."""
+    return pc.replace_with_mask(pa.array([""] * len(there), pa.string()), pa.array(there), texts)
 
 
 def mapped(path: Path) -> pa.Table:

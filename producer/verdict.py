@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +24,13 @@ from producer.older import Older
 from producer.operator.judgement import (
     CaptionSetOperator,
     Facts,
-    Judgement,
     Judgements,
     SetOperator,
     TableOperator,
     TableTagger,
 )
 from producer.operator.stage import Stage
-from producer.scratch import Column, Space, Tables, filled, pieces, write_table
+from producer.scratch import Column, Space, Strings, Tables, filled, pieces, spread, write_table
 from producer.source.reader import SourceConfig
 
 _FACTS = {
@@ -57,15 +57,7 @@ class _Said:
 
     score: np.ndarray  # float64, NaN where there is none
     verdict: np.ndarray  # int8: 1, 0, -1 where not judged
-    reason: Callable[[np.ndarray], pa.Array]  # of rows that it drops
-
-
-@dataclass
-class _Tagged:
-    """What one operator calls every row: the number of its tag among `names`."""
-
-    tag: np.ndarray  # int32
-    names: pa.Array
+    reasons: Callable[[slice, np.ndarray], pa.Array]  # of rows, of which it drops those where the bool is set
 
 
 class Whole:
@@ -80,7 +72,7 @@ class Whole:
         self._columns = {name: Column(scratch / f"{name}.bin", dtype) for name, dtype in _FACTS.items()}
         self._said: dict[str, _Said] = {}
         self._crowds: dict[str, Crowd] = {}
-        self._tags: dict[str, _Tagged] = {}
+        self._tags: dict[str, Strings] = {}
 
     def add(self, rows: pa.Table) -> None:
         """Take rows of `judged_schema` whose keys come after all before them."""
@@ -134,10 +126,10 @@ class Whole:
         of = self._space.numbers(len(asked))
         prefix = found.reason
 
-        def reason(dropped: np.ndarray) -> pa.Array:
-            return pc.binary_join_element_wise(prefix, self._keys(of[dropped]), " ")
+        def reasons(rows: slice, dropped: np.ndarray) -> pa.Array:
+            return spread(dropped, pc.binary_join_element_wise(prefix, self._keys(of[rows][dropped]), " "))
 
-        said = self._say(one.name, reason)
+        said = self._say(one.name, reasons)
         for part in pieces(len(rows)):
             row, like = rows[part], rows[found.representative[part]]
             of[row] = like
@@ -163,7 +155,11 @@ class Whole:
         crowd = Crowd(one, batches, self._scratch, len(self._left))
         crowd.decide(self._asked(one.name), generation)
         self._crowds[one.name] = crowd
-        self._said[one.name] = _Said(self._filled(f"score.{one.name}", np.float64, np.nan), crowd.verdict, crowd.reason)
+        self._said[one.name] = _Said(
+            self._filled(f"score.{one.name}", np.float64, np.nan),
+            crowd.verdict,
+            lambda rows, dropped: spread(dropped, crowd.reason(rows.start + np.flatnonzero(dropped))),
+        )
         for part in pieces(len(self._left)):
             self._left[part] &= crowd.verdict[part] != 0
 
@@ -173,9 +169,9 @@ class Whole:
         shape = self._columns_for(one)
         table = write_table(self._scratch / f"seen.{one.name}.arrow", shape, self._seen(asked, shape.names))
         if hasattr(one, "tag_table"):
-            self._tag(one.name, rows, one.tag_table(table))
+            self._tag(one.name, rows, one.tag_table(table, self._space))
         else:
-            self._hear(one, rows, table)
+            self._hear(one.name, rows, one.judge_table(table, self._space))
 
     def _columns_for(self, one: TableOperator | TableTagger) -> pa.Schema:
         """What there is by now of the columns that `one` asks for."""
@@ -186,27 +182,21 @@ class Whole:
         names = dict.fromkeys((*one.needs, *(name for name in getattr(one, "may", ()) if name in there)))
         return pa.schema([self._shape.field(name) for name in names])
 
-    def _tag(self, name: str, rows: np.ndarray, tags: Sequence[str]) -> None:
-        if len(tags) != len(rows):
-            raise WholeError(f"operators.{name}: {len(tags)} tags of {len(rows)} rows")
-        found = pa.array(["", *tags], pa.string()).dictionary_encode()
-        self._tags[name] = _Tagged(self._filled(f"tag.{name}", np.int32, 0), found.dictionary)
-        self._tags[name].tag[rows] = np.asarray(found.indices)[1:]
+    def _tag(self, name: str, rows: np.ndarray, said: Iterable[Sequence[str]]) -> None:
+        mine = self._tags[name] = Strings(self._scratch / f"tag.{name}")
+        for row, tags in _in_turn(name, rows, said):
+            mine.add(row, pa.array(tags, pa.string()))
+        mine.end()
 
-    def _hear(self, one: TableOperator, rows: np.ndarray, table: pa.Table) -> None:
-        said = one.judge_table(table)
-        judged = said if isinstance(said, Judgements) else _columns(said)
-        if len(judged.score) != len(rows):
-            raise ValueError(f"{len(judged.score)} judgements of {len(rows)} rows")
-
-        def reason(dropped: np.ndarray) -> pa.Array:
-            return judged.reason.take(pa.array(np.searchsorted(rows, dropped)))
-
-        mine = self._say(one.name, reason)
-        for part in pieces(len(rows)):
-            row = rows[part]
-            mine.score[row], mine.verdict[row] = judged.score[part], judged.verdict[part]
-            self._left[row] = np.asarray(judged.verdict[part]) != 0
+    def _hear(self, name: str, rows: np.ndarray, said: Iterable[Judgements]) -> None:
+        why = Strings(self._scratch / f"reason.{name}")
+        mine = self._say(name, lambda rows, dropped: why.of(rows))
+        for row, judged in _in_turn(name, rows, said):
+            dropped = np.asarray(judged.verdict) == 0
+            mine.score[row], mine.verdict[row] = judged.score, judged.verdict
+            self._left[row[dropped]] = False
+            why.add(row[dropped], judged.reason.filter(pa.array(dropped)))
+        why.end()
 
     def _asked(self, name: str) -> np.ndarray:
         """bool: the rows that operator `name` is asked about."""
@@ -220,9 +210,9 @@ class Whole:
         for start, batch in self._walk():
             yield self._known(start, batch, names).filter(pa.array(asked[start : start + batch.num_rows]))
 
-    def _say(self, name: str, reason: Callable[[np.ndarray], pa.Array]) -> _Said:
+    def _say(self, name: str, reasons: Callable[[slice, np.ndarray], pa.Array]) -> _Said:
         score, verdict = self._filled(f"score.{name}", np.float64, np.nan), self._filled(f"verdict.{name}", np.int8, -1)
-        self._said[name] = _Said(score, verdict, reason)
+        self._said[name] = _Said(score, verdict, reasons)
         return self._said[name]
 
     def _filled(self, name: str, dtype: type, value: float) -> np.ndarray:
@@ -245,15 +235,12 @@ class Whole:
         columns: dict[str, pa.Array] = {name: batch.column(name) for name in batch.schema.names}
         columns["cluster"] = self._keys(self._cluster[rows])
         for name, tagged in self._tags.items():
-            columns[f"tag.{name}"] = tagged.names.take(pa.array(np.asarray(tagged.tag[rows])))
+            columns[f"tag.{name}"] = tagged.of(rows)
         for name, crowd in self._crowds.items():
             columns["captions"], columns[f"score.{name}"] = crowd.captions(start // ROW_GROUP, columns["captions"])
         for name, said in self._said.items():
             score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
-            dropped = pa.array(verdict == 0)
-            reasons = pc.replace_with_mask(
-                pa.array([""] * batch.num_rows, pa.string()), dropped, said.reason(start + np.flatnonzero(verdict == 0))
-            )
+            dropped, reasons = pa.array(verdict == 0), said.reasons(rows, verdict == 0)
             if name not in self._crowds:
                 columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
             columns[f"verdict.{name}"] = pa.array(verdict == 1, mask=verdict < 0)
@@ -283,11 +270,18 @@ def _made(one: TableOperator | TableTagger) -> tuple[str, ...]:
     return f"score.{one.name}", f"verdict.{one.name}", f"reason.{one.name}"
 
 
-def _columns(judged: Iterable[Judgement]) -> Judgements:
-    score, verdict, reason = zip(*judged, strict=True) if judged else ((), (), ())
-    numbers = np.asarray([np.nan if one is None else one for one in score], np.float64)
-    verdicts = np.asarray([-1 if one is None else int(one) for one in verdict], np.int8)
-    return Judgements(numbers, verdicts, pa.array(reason, pa.string()))
+def _in_turn(
+    name: str, rows: np.ndarray, said: Iterable[Sequence[str] | Judgements]
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """What operator `name` says of `rows`, and of which of them. WholeError unless it says as much as there are."""
+    done = 0
+    for some in said:
+        number = len(some.score if isinstance(some, Judgements) else some)
+        done += number
+        if done <= len(rows):
+            yield rows[done - number : done], some
+    if done != len(rows):
+        raise WholeError(f"operators.{name}: it says something of {done} rows, and was asked about {len(rows)}")
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Abnormal agreement: what annotation says of things that disturb the view, against the operators that seek them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn
+from producer.operator.judgement import NOT_JUDGED, Judgement, Judgements, OptIn, batches
+from producer.scratch import MEMORY, Space
 
 
 class AbnormalAgreementConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -42,9 +43,10 @@ class AbnormalAgreement:
         self._bounds, self._least = config.against, config.min
         self.needs = ("tag.abnormal_element", *(f"score.{name}" for name in config.against))
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        rows = zip(*(table[name].to_pylist() for name in self.needs), strict=True)
-        return [self._judge(tag, scores) for tag, *scores in rows]
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
+        for part in batches(table):
+            rows = zip(*(part[name].to_pylist() for name in self.needs), strict=True)
+            yield Judgements.of([self._judge(tag, scores) for tag, *scores in rows])
 
     def _judge(self, tag: str, scores: Sequence[float | None]) -> Judgement:
         found = [

@@ -4,6 +4,7 @@ A bound on resolution or beauty over the whole set would take most of some class
 keeps the best of each instead.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from producer.operator.judgement import Judgements, OptIn
+from producer.operator.judgement import Judgements, OptIn, batches
+from producer.ordering import grouped, ordered, places, real
+from producer.scratch import MEMORY, Space, numbers, pieces, spread
 
 
 class BestPerClassConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -47,31 +50,67 @@ class BestPerClass:
         self.needs = (f"tag.{config.by}", *quality)
         self.may = (f"score.{config.aesthetic}",)
 
-    def judge_table(self, table: pa.Table) -> Judgements:
-        number = table.num_rows
-        names = [name for name in (*self.needs[1:], *self.may) if name in table.column_names]
-        scores = {name.removeprefix("score."): np.asarray(table[name].to_numpy(), np.float64) for name in names}
-        judged = {name: score for name, score in scores.items() if not np.isnan(score).all()}
-        found = np.full(number, np.nan)
-        verdict, reason = np.full(number, -1, np.int8), np.full(number, "", object)
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
+        judged = self._judged(table, space)
         if not judged:
-            return Judgements(found, verdict, pa.array(reason.tolist(), pa.string()))
-        coded = pc.fill_null(table[self.needs[0]], "").combine_chunks().dictionary_encode()
-        of, classes = np.asarray(coded.indices), coded.dictionary.to_pylist()
-        order = np.argsort(of, kind="stable")
-        for name, rows in zip(classes, np.split(order, np.cumsum(np.bincount(of))[:-1]), strict=True):
-            product = np.prod([_ranks(score[rows]) for score in judged.values()], axis=0)
-            # Of equal ones the smaller key comes first: rows are sorted by key.
-            rows = rows[np.argsort(-product, kind="stable")]
-            stay = max(self._config.least, int(np.ceil(self._config.keep * len(rows))))
-            found[rows] = 1 - np.arange(len(rows)) / len(rows)
-            verdict[rows[:stay]], verdict[rows[stay:]] = 1, 0
-            said = f"below the best {stay} of {len(rows)} of {name or 'no class'} by {' and '.join(judged)}"
-            reason[rows[stay:]] = said
-        return Judgements(found, verdict, pa.array(reason.tolist(), pa.string()))
+            for part in batches(table):
+                none = np.full(part.num_rows, np.nan), np.full(part.num_rows, -1, np.int8)
+                yield Judgements(*none, pa.array([""] * part.num_rows, pa.string()))
+            return
+        classes, of = _classes(table[self.needs[0]], space)
+        sizes = sum(np.bincount(of[part], minlength=len(classes)) for part in pieces(len(of)))
+        product = space.filled(len(of), np.float64, 1)
+        for score in judged.values():
+            _multiply(product, score, of, np.asarray(sizes), space)
+        yield from self._keep(product, of, np.asarray(sizes), space, classes, " and ".join(judged))
+
+    def _judged(self, table: pa.Table, space: Space) -> dict[str, np.ndarray]:
+        """The scores to rank by; those that know nothing of any row are left out."""
+        names = [name for name in (*self.needs[1:], *self.may) if name in table.column_names]
+        known = [name for name in names if table[name].null_count < table.num_rows]
+        return {name.removeprefix("score."): space.reals(table[name]) for name in known}
+
+    def _keep(
+        self, product: np.ndarray, of: np.ndarray, sizes: np.ndarray, space: Space, classes: list[str], by: str
+    ) -> Iterator[Judgements]:
+        stay = np.maximum(self._config.least, np.ceil(self._config.keep * sizes)).astype(np.int64)
+        drop = pa.array(
+            f"below the best {best} of {size} of {name or 'no class'} by {by}"
+            for name, size, best in zip(classes, sizes.tolist(), stay.tolist(), strict=True)
+        )
+        better = space.empty(len(of), np.int64)
+        # Of equal ones the smaller key comes first: rows are sorted by key.
+        rows = _ranked(of, product, space)
+        for part, first in grouped(rows, 1):
+            better[places(rows, part)] = numbers(part) - first
+        for part in pieces(len(of)):
+            mine = of[part]
+            gone = better[part] >= stay[mine]
+            reason = spread(gone, drop.take(pa.array(mine[gone])))
+            yield Judgements(1 - better[part] / sizes[mine], np.where(gone, 0, 1).astype(np.int8), reason)
 
 
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """The share of `scores` that each is not below: above 0 to 1, the least where it is NaN."""
-    filled = np.where(np.isnan(scores), -np.inf, scores)
-    return np.searchsorted(np.sort(filled), filled, side="right") / len(filled)
+def _classes(column: pa.ChunkedArray, space: Space) -> tuple[list[str], np.ndarray]:
+    """The values of a tag's `column`, "" for nothing, and the number among them of each row's, int32."""
+    seen: dict[str, int] = {}
+    of = space.empty(len(column), np.int32)
+    for part in pieces(len(column)):
+        values = pc.fill_null(column.slice(part.start, part.stop - part.start), "")
+        coded = values.combine_chunks().dictionary_encode()
+        mine = [seen.setdefault(name, len(seen)) for name in coded.dictionary.to_pylist()]
+        of[part] = np.asarray(mine, np.int32)[np.asarray(coded.indices)]
+    return list(seen), of
+
+
+def _ranked(of: np.ndarray, score: np.ndarray, space: Space) -> np.ndarray:
+    """Rows by class, and in it by falling `score`, as `ordered` gives them."""
+    words = (lambda part: of[part].astype(np.uint64)), (lambda part: ~real(score[part]))
+    return ordered(len(of), *words, space=space)
+
+
+def _multiply(product: np.ndarray, score: np.ndarray, of: np.ndarray, sizes: np.ndarray, space: Space) -> None:
+    """Multiply `product` by the share of its class that each row's `score` is not below, NaN being the least."""
+    ends, rows = np.cumsum(sizes), _ranked(of, score, space)
+    for part, first in grouped(rows, 2):
+        row = places(rows, part)
+        product[row] *= (ends[of[row]] - first) / sizes[of[row]]

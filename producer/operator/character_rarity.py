@@ -13,8 +13,9 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from producer.operator.judgement import Judgements, OptIn
-from producer.operator.rule_file import caption_texts, pieces, read_lines
+from producer.operator.judgement import Judgements, OptIn, batches
+from producer.operator.rule_file import caption_texts, read_lines
+from producer.scratch import MEMORY, Space
 
 # Of a sample's distinct characters: one alone is too often misread, and more would favour long texts.
 _RAREST = 3
@@ -42,25 +43,25 @@ class CharacterRarity:
     needs: tuple[str, ...] = ("captions",)
     may: tuple[str, ...] = ("tag.text",)
 
-    def judge_table(self, table: pa.Table) -> Judgements:
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
         seen, whole = Counter[str](), 0
-        for letters in _texts(table):
-            seen.update(letters)
-            whole += bool(letters)
+        for part in batches(table):
+            for letters in _texts(part):
+                seen.update(letters)
+                whole += bool(letters)
         bits = {letter: float(np.log2(whole / count)) for letter, count in seen.items()}
         # Once more over the table, which costs less than holding every sample's letters.
-        scores = (_mean_of_rarest([bits[letter] for letter in letters]) for letters in _texts(table))
-        score = np.fromiter(scores, np.float64, table.num_rows)
-        verdict = np.where(np.isnan(score), -1, 1).astype(np.int8)
-        return Judgements(score, verdict, pa.array([""] * table.num_rows, pa.string()))
+        for part in batches(table):
+            score = np.asarray([_mean_of_rarest([bits[letter] for letter in letters]) for letters in _texts(part)])
+            verdict = np.where(np.isnan(score), -1, 1).astype(np.int8)
+            yield Judgements(score, verdict, pa.array([""] * len(score), pa.string()))
 
 
-def _texts(table: pa.Table) -> Iterator[set[str]]:
+def _texts(part: pa.RecordBatch) -> Iterator[set[str]]:
     """The letters of each row's text."""
-    for part in pieces(table):
-        read = part["tag.text"].to_pylist() if "tag.text" in part.schema.names else [""] * part.num_rows
-        for lines, captions in zip(read, caption_texts(part["captions"]), strict=True):
-            yield _letters([*read_lines(lines), *(quote for text in captions for quote in quotes(text))])
+    read = part["tag.text"].to_pylist() if "tag.text" in part.schema.names else [""] * part.num_rows
+    for lines, captions in zip(read, caption_texts(part["captions"]), strict=True):
+        yield _letters([*read_lines(lines), *(quote for text in captions for quote in quotes(text))])
 
 
 def _mean_of_rarest(bits: list[float]) -> float:

@@ -7,7 +7,7 @@ others, for duplicates (`SetOperator`) or anything else (`TableOperator`). Its d
 what higher means. A `Tagger` judges nothing: it says one string of a sample, a class or what it reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,23 @@ class Judgements(NamedTuple):
     score: np.ndarray  # float64, NaN where there is none
     verdict: np.ndarray  # int8: 1 to keep, 0 to drop, -1 where not judged
     reason: pa.StringArray
+
+    @classmethod
+    def of(cls, judged: Sequence[Judgement]) -> "Judgements":
+        """The same as columns."""
+        score = [np.nan if one.score is None else one.score for one in judged]
+        verdict = [-1 if one.verdict is None else int(one.verdict) for one in judged]
+        reason = pa.array([one.reason for one in judged], pa.string())
+        return cls(np.asarray(score, np.float64), np.asarray(verdict, np.int8), reason)
+
+
+# Rows of a table that become Python objects at a time.
+_ROWS = 1 << 13
+
+
+def batches(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """`table` by some thousand rows, for operators that look at one row after the other."""
+    yield from table.to_batches(max_chunksize=_ROWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +177,12 @@ class TableOperator(Protocol):
     version: int
     needs: tuple[str, ...]  # columns of the index, see producer/index.py; `may`, if it has it: those it can do without
 
-    def judge_table(self, table: pa.Table) -> list[Judgement] | Judgements:
-        """A judgement for each row of `table`, which has `needs`, and what there is of `may`, and is sorted by key.
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterable[Judgements]:
+        """Judgements of all rows of `table`, a piece after the other, in their order.
 
-        The table lies in a file that is mapped into memory. Judgements are for sets of many millions.
+        `table` has `needs`, and what there is of `may`, and is sorted by key. It lies in a file that is mapped into
+        memory, and may have many millions of rows: `batches` gives a few at a time, and what must be known of all of
+        them belongs into `space`.
         """
 
 
@@ -178,8 +197,10 @@ class TableTagger(Protocol):
     needs: tuple[str, ...]
     may: tuple[str, ...]
 
-    def tag_table(self, table: pa.Table) -> list[str]:
-        """A string for each row of `table`, as TableOperator sees it; "" where nothing can be said."""
+    def tag_table(self, table: pa.Table, space: Space = MEMORY) -> Iterable[Sequence[str]]:
+        """A string for each row of `table`, as TableOperator sees it, a piece after the other; "" where nothing can be
+        said.
+        """
 
 
 class CaptionCrowds(NamedTuple):

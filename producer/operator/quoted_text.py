@@ -1,13 +1,14 @@
 """Quoted text: captions of annotation that quote what nobody reads in the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn
+from producer.operator.judgement import NOT_JUDGED, Judgement, Judgements, OptIn, batches
 from producer.operator.quotation import agreement, quotations, read_lines
+from producer.scratch import MEMORY, Space
 
 # The splits that a model wrote while it saw the picture.
 _SPLITS = frozenset({"recaption", "fused"})
@@ -36,9 +37,10 @@ class QuotedText:
     def __init__(self, config: QuotedTextConfig) -> None:
         self._least = config.min
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        rows = zip(*(table[name].to_pylist() for name in self.needs), strict=True)
-        return [self._judge(captions, tag) for captions, tag in rows]
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
+        for part in batches(table):
+            rows = zip(*(part[name].to_pylist() for name in self.needs), strict=True)
+            yield Judgements.of([self._judge(captions, tag) for captions, tag in rows])
 
     def _judge(self, captions: Sequence[dict[str, Any]], tag: str) -> Judgement:
         there = read_lines(tag)

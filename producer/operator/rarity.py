@@ -6,6 +6,7 @@ sample of it equally often, and no sample twice before all of its class. Repeati
 would need another kind of plan; three classes are what a weight can be chosen for.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from producer.operator.judgement import OptIn
+from producer.scratch import MEMORY, Space, pieces
 
 
 class RarityConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -46,13 +48,22 @@ class Rarity:
     def __init__(self, rare: float, uncommon: float) -> None:
         self._shares = {"uncommon": rare + uncommon, "rare": rare}
 
-    def tag_table(self, table: pa.Table) -> list[str]:
-        score = np.asarray(table["score.character_rarity"].to_numpy(), np.float64)
-        known = np.sort(score[~np.isnan(score)])
-        if not len(known):
-            return ["none"] * table.num_rows
-        tags = np.where(np.isnan(score), "none", "common").astype(object)
-        for name, share in self._shares.items():
-            above = min(round(share * len(known)), len(known) - 1)
-            tags[score > known[len(known) - 1 - above]] = name
-        return [str(tag) for tag in tags]
+    def tag_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[list[str]]:
+        score = space.reals(table["score.character_rarity"])
+        bounds = self._bounds(score, space)
+        for part in pieces(len(score)):
+            tags = np.where(np.isnan(score[part]), "none", "common").astype(object)
+            for name, bound in bounds.items():
+                tags[score[part] > bound] = name
+            yield tags.tolist()
+
+    def _bounds(self, score: np.ndarray, space: Space) -> dict[str, float]:
+        """The score above which a sample is in each class."""
+        text = space.empty(len(score), np.bool_)
+        for part in pieces(len(score)):
+            text[part] = ~np.isnan(score[part])
+        known = space.take(score, space.where(text))
+        known.sort()
+        last = len(known) - 1
+        above = {name: min(round(share * len(known)), last) for name, share in self._shares.items()}
+        return {name: float(known[last - number]) for name, number in above.items()} if len(known) else {}

@@ -4,6 +4,7 @@ What is found gets a tag; what follows is the recipe's: a rule of operators.cate
 recipe.classes gives the class its weight. Nothing is copied, and no sample comes in that curation dropped.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from producer.operator.encoder import Encoder
 from producer.operator.judgement import SIDE, OptIn
 from producer.operator.pretrained import content_hash
 from producer.picture import Limits, PictureError, decode
+from producer.scratch import MEMORY, Space, pieces
 
 # Rows searched at a time: 200 MB of embeddings of 768 numbers.
 _ROWS = 1 << 16
@@ -69,13 +71,18 @@ class Retrieved:
         self._encoder = Encoder("operators.retrieved.model", model)
         self._least, self._most = least, most
 
-    def tag_table(self, table: pa.Table) -> list[str]:
+    def tag_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[list[str]]:
+        found = {row: name for name, rows in self._found(table).items() for row in rows.tolist()}
+        for part in pieces(table.num_rows):
+            yield [found.get(row, "") for row in range(part.start, part.stop)]
+
+    def _found(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The rows that are most like the examples of each class."""
         faiss = _faiss()
         names, embeddings = self._examples()
         index = faiss.IndexFlatIP(embeddings.shape[1])
         index.add(embeddings)
-        near = np.full(table.num_rows, -np.inf, np.float32)
-        which = np.zeros(table.num_rows, np.int64)
+        best = {folder.name: (np.zeros(0, np.float32), np.zeros(0, np.int64)) for folder in self._folders}
         for start in range(0, table.num_rows, _ROWS):
             rows, found = stored(table["tag.embedding"].slice(start, _ROWS))
             if not len(rows):
@@ -85,27 +92,27 @@ class Retrieved:
                     f"operators.retrieved.model: gives {embeddings.shape[1]} numbers a picture, the stored embeddings "
                     f"have {found.shape[1]}; name the encoder of operators.embedding"
                 )
-            cosine, place = index.search(found, 1)
-            near[start + rows], which[start + rows] = cosine[:, 0], place[:, 0]
-        return self._tags(near, np.asarray(names)[which])
+            cosine, place = (one[:, 0] for one in index.search(found, 1))
+            for name, of_class in best.items():
+                mine = (names[place] == name) & (cosine >= self._least)
+                best[name] = self._nearest(of_class, (cosine[mine], start + rows[mine]))
+        return {name: row for name, (_, row) in best.items()}
 
-    def _tags(self, near: np.ndarray, names: np.ndarray) -> list[str]:
-        tags = np.full(len(near), "", object)
-        for name in {folder.name for folder in self._folders}:
-            mine = np.flatnonzero((names == name) & (near >= self._least))
-            # Of equally near ones the smaller keys: rows are sorted by key.
-            best = mine[np.argsort(-near[mine], kind="stable")][: self._most]
-            tags[best] = name
-        return [str(tag) for tag in tags]
+    def _nearest(self, best: tuple[np.ndarray, ...], more: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """The cosines and rows of the `most` nearest of `best` and `more`, whose rows come later."""
+        cosine, row = (np.concatenate(both) for both in zip(best, more, strict=True))
+        # Of equally near ones the smaller keys: rows are sorted by key.
+        near = np.argsort(-cosine, kind="stable")[: self._most]
+        return cosine[near], row[near]
 
-    def _examples(self) -> tuple[list[str], np.ndarray]:
+    def _examples(self) -> tuple[np.ndarray, np.ndarray]:
         """The class and the embedding of each example."""
         names, pixels = [], []
         for folder in self._folders:
             for path in _pictures(folder):
                 names.append(folder.name)
                 pixels.append(_read(path))
-        return names, np.ascontiguousarray(self._encoder.pictures(pixels), np.float32)
+        return np.asarray(names), np.ascontiguousarray(self._encoder.pictures(pixels), np.float32)
 
 
 def _faiss() -> Any:

@@ -17,7 +17,7 @@ not have, or not yet, is an empty one.
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from producer.operator.lexicon import Lexicon, phrase_fault
-
-_ROWS = 1 << 13
 
 
 class RuleError(ValueError):
@@ -118,11 +116,6 @@ class Ruler:
             if all(lexicon.find(tags.get(tag, "")) for tag, lexicon in of_tags.items()):
                 return rule.name
         return self._rules.otherwise
-
-
-def pieces(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """`table` by some thousand rows, so that only those are ever Python objects."""
-    yield from table.to_batches(max_chunksize=_ROWS)
 
 
 def caption_texts(captions: pa.Array) -> list[list[str]]:

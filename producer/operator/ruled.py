@@ -1,10 +1,13 @@
 """What the operators have in common that sort samples into classes by a file of rules."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from producer.operator.rule_file import Ruler, Rules, pieces
+from producer.operator.judgement import batches
+from producer.operator.rule_file import Ruler, Rules
+from producer.scratch import MEMORY, Space
 
 
 class Ruled:
@@ -20,5 +23,5 @@ class Ruled:
         self.may = rules.columns
         self._ruler = Ruler(rules)
 
-    def tag_table(self, table: pa.Table) -> list[str]:
-        return [name for part in pieces(table) for name in self._ruler.classes(part)]
+    def tag_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[list[str]]:
+        return map(self._ruler.classes, batches(table))

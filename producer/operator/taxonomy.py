@@ -17,9 +17,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from producer.digest import hash_file
-from producer.operator.judgement import OptIn
+from producer.operator.judgement import OptIn, batches
 from producer.operator.lexicon import Lexicon, phrase_fault
-from producer.operator.rule_file import RuleError, caption_texts, pieces, read_toml
+from producer.operator.rule_file import RuleError, caption_texts, read_toml
+from producer.scratch import MEMORY, Space
 
 _SETTING = "operators.taxonomy.tree"
 
@@ -70,8 +71,8 @@ class Taxonomy:
         self._deep = [len(node.path) for node in nodes]
         self._name = ["/".join(node.path[: depth or None]) for node in nodes]
 
-    def tag_table(self, table: pa.Table) -> list[str]:
-        return [self._class(texts) for part in pieces(table) for texts in caption_texts(part["captions"])]
+    def tag_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[list[str]]:
+        return ([self._class(texts) for texts in caption_texts(part["captions"])] for part in batches(table))
 
     def _class(self, texts: list[str]) -> str:
         found = [one for text in texts for one in self._lexicon.find(text)]

@@ -1,12 +1,14 @@
 """Watermark agreement: annotation and the watermark detector against each other."""
 
 import json
+from collections.abc import Iterator
 from typing import ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
-from producer.operator.judgement import NOT_JUDGED, Judgement, OptIn
+from producer.operator.judgement import NOT_JUDGED, Judgement, Judgements, OptIn, batches
+from producer.scratch import MEMORY, Space
 
 
 class WatermarkAgreementConfig(OptIn, frozen=True, strict=True, extra="forbid"):
@@ -31,9 +33,10 @@ class WatermarkAgreement:
     def __init__(self, config: WatermarkAgreementConfig) -> None:
         self._least = config.min
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
-        rows = zip(*(table[name].to_pylist() for name in self.needs), strict=True)
-        return [self._judge(tag, detected) for tag, detected in rows]
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
+        for part in batches(table):
+            rows = zip(*(part[name].to_pylist() for name in self.needs), strict=True)
+            yield Judgements.of([self._judge(tag, detected) for tag, detected in rows])
 
     def _judge(self, tag: str, detected: float | None) -> Judgement:
         if not tag or detected is None:

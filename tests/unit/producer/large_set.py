@@ -1,7 +1,7 @@
-"""Curation of a set of any size from score files made up for it, and the anonymous memory that it took.
+"""Curation of sets of any size from score files made up for them, and the anonymous memory that it took.
 
-python -m tests.unit.producer.large_set ROWS FOLDER [PIECE] prints a JSON object. With PIECE so many rows are compared
-at a time, and what comparing takes is traced, which is slower.
+python -m tests.unit.producer.large_set FOLDER PIECE ROWS... prints a JSON object for each set. Unless PIECE is 0, so
+many rows are compared at a time, and what comparing takes is traced, which is slower.
 """
 
 import json
@@ -10,25 +10,34 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 import producer.clusters
 import producer.crowd
 import producer.curate as engine
 import producer.minhash
 import producer.neighbours
+import producer.operator.judgement
+import producer.operator.retrieved
 import producer.scratch
+import producer.verdict
+from producer.operator.embedding import pack
 from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, fingerprint, score_path, score_schema
 from producer.source.reader import SourceConfig
 from producer.source.shard import Shard
+from tests.unit.producer.tiny_encoders import siglip
 
-SHARD = 10_000  # rows
+SHARD = 1_000  # rows
+_CONFIGS = Path(__file__).parents[3] / "launch/configs/curation"
 
 
 def lengths(_: Path, texts: Sequence[str]) -> list[int]:
@@ -41,6 +50,7 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
     stage = build_stage(operators)
     shape, version = score_schema(stage), fingerprint(job, stage)
     draw = np.random.default_rng(0)
+    embeddings = [pack(draw.standard_normal(32)) for _ in range(99)]
     words = np.asarray(
         [one + other + end for one in "bcdfghlmnprst" for other in "aeiou" for end in ("lling", "rt", "n")]
     )
@@ -64,7 +74,8 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
             "sha256": digests,
             **dict(zip(("phash", "dhash", "phash_mirror", "dhash_mirror"), hashes, strict=True)),
             "captions": [
-                [{"split": "raw", "text": " ".join(some)}] for some in words[draw.integers(0, len(words), (count, 30))]
+                [{"split": "recaption", "text": f'A dog. "{some[0]}" {" ".join(some)}'}]
+                for some in words[draw.integers(0, len(words), (count, 30))]
             ],
             "references": [[]] * count,
         }
@@ -72,12 +83,29 @@ def make(rows: int, folder: Path, operators: OperatorsConfig) -> list[Shard]:
         scores["score.broken"] = np.where(draw.random(count) < 0.01, 0.0, 1.0)
         scores["score.file_size"] = np.full(count, 100_000.0)
         scores["score.caption"] = np.ones(count)
+        read = [json.dumps([{"text": " ".join(some)}]) for some in words[draw.integers(0, len(words), (count, 3))]]
+        scores["tag.text"] = read
+        scores["tag.embedding"] = [embeddings[one] for one in draw.integers(0, 99, count)]
         empty = {name: [""] * count for name in shape.names if name.startswith(("note.", "failed."))}
         table = pa.table({**facts, **scores, **empty}).select(shape.names).cast(shape)
         path = score_path(job, shard, version)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path, compression="zstd", write_page_checksum=True)
     return shards
+
+
+def everything(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every operator that looks at the whole set and needs no annotation, and what they read."""
+    model, examples = siglip(folder / "siglip"), folder / "examples"
+    (examples / "thing").mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(examples / "thing" / "black.png")
+    seen: dict[str, dict[str, Any]] = {"clarity": {}, "text": {}, "embedding": {"model": model}}
+    ruled = {name: {"rules": _CONFIGS / f"{name}.toml"} for name in ("category", "domain")}
+    tagged = {"taxonomy": {"tree": _CONFIGS / "taxonomy.toml"}, "character_rarity": {}, "rarity": {}}
+    # Of all of which none is dropped for what it says, so that all are asked about all.
+    judges = {"caption_duplicate": {}, "quoted_text": {"min": 0.0}, "best_per_class": {}}
+    found = {"retrieved": {"examples": examples, "model": model, "min": -1.0, "most": 99}}
+    return seen | ruled | tagged | judges | found
 
 
 def anonymous() -> int:
@@ -91,6 +119,7 @@ def work_on(piece: int) -> None:
     """Compare so many rows at a time, so that a small set is a large one."""
     producer.scratch.PIECE = producer.neighbours._PART = producer.clusters._PAIRS = producer.minhash._PAIRS = piece
     producer.scratch._SMALL = producer.crowd._TEXTS = piece // 8
+    producer.verdict.ROW_GROUP = producer.operator.judgement._ROWS = producer.operator.retrieved._ROWS = piece // 2
 
 
 def trace(found: list[int]) -> None:
@@ -106,50 +135,62 @@ def trace(found: list[int]) -> None:
     engine.Whole.decide = traced  # type: ignore[method-assign]
 
 
-def main(rows: int, folder: Path, piece: int | None = None) -> None:
-    compared: list[int] = []
-    if piece:
-        work_on(piece)
-        trace(compared)
-    operators = OperatorsConfig.model_validate({"caption_duplicate": {}})
+def curate(rows: int, folder: Path, operators: OperatorsConfig) -> engine.Funnel:
     shards = make(rows, folder, operators)
     source = type("Source", (), {"shards": lambda _: shards})()
     engine.open_source = lambda _: source
-    engine.tokenizer_fingerprint = lambda _: "none"
-    engine.count_tokens = lengths
-    before, most, done = anonymous(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.01):
-            most = max(most, anonymous())
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    began, used = time.monotonic(), time.process_time()
-    said: list[engine.Progress] = []
-    funnel = engine.curate(
+    return engine.curate(
         SourceConfig(path=folder),
         engine.CurateConfig(index=folder / "index"),
         operators,
         tokenizer=folder,
         resolutions=(256,),
         aspects=("1:1",),
-        progress=said.append,
     )
-    done.set()
-    thread.join()
-    out = {
-        "rows": funnel.seen,
-        "kept": funnel.kept,
-        "dropped": funnel.dropped,
-        "bytes": most - before,
-        "compared": sum(compared),
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu": round(time.process_time() - used, 1),
-    }
-    print(json.dumps(out))
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """The anonymous memory of this process while it runs, at most."""
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            most[0] = max(most[0], anonymous())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
+
+
+def main(folder: Path, piece: int, *sizes: int) -> None:
+    compared: list[int] = []
+    if piece:
+        work_on(piece)
+        trace(compared)
+    operators = OperatorsConfig.model_validate(everything(folder))
+    engine.tokenizer_fingerprint = lambda _: "none"
+    engine.count_tokens = lengths
+    before = anonymous()
+    for number, rows in enumerate(sizes):
+        began, used = time.monotonic(), time.process_time()
+        with watched() as most:
+            funnel = curate(rows, folder / f"{number}", operators)
+        out = {
+            "rows": funnel.seen,
+            "kept": funnel.kept,
+            "dropped": funnel.dropped,
+            "bytes": most[0] - before,
+            "compared": compared.pop() if piece else None,
+            "seconds": round(time.monotonic() - began, 1),
+            "cpu": round(time.process_time() - used, 1),
+        }
+        print(json.dumps(out))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

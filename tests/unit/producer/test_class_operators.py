@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from producer.operator.stage import OperatorsConfig, StageError, build_stage, de
 from producer.operator.taxonomy import Taxonomy, TaxonomyConfig
 from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import score_batch, score_schema
+from producer.scratch import Space
 from producer.source.reader import SourceConfig, open_source
+from tests.unit.producer import tables
 from tests.unit.producer.rows import table as index_rows
 from tests.unit.producer.test_judges import jpeg, lengths, write
 from tests.unit.producer.tiny_encoders import siglip
@@ -126,15 +129,15 @@ def test_the_first_rule_of_which_all_holds_decides(tmp_path: Path) -> None:
         tag_text=read,
         tag_image_type=["", "", "", "Photograph, photo", "painting", ""],
     )
-    assert category.tag_table(rows) == ["text", "portrait", "portrait", "portrait", "general", "general"]
+    assert tables.tag(category, rows) == ["text", "portrait", "portrait", "portrait", "general", "general"]
     bare = captioned("a portrait", "a face", "nothing")
-    assert category.tag_table(bare) == ["portrait", "general", "general"], "tags that are not there are empty"
+    assert tables.tag(category, bare) == ["portrait", "general", "general"], "tags that are not there are empty"
 
 
 def test_captions_that_curation_does_not_keep_say_nothing(tmp_path: Path) -> None:
     rows = captioned("a portrait").to_pylist()
     rows[0]["captions"][0]["kept"] = False
-    assert Category(rule_file(tmp_path / "r.toml", RULES)).tag_table(pa.Table.from_pylist(rows)) == ["general"]
+    assert tables.tag(Category(rule_file(tmp_path / "r.toml", RULES)), pa.Table.from_pylist(rows)) == ["general"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_the_rules_of_the_repository_sort_captions_of_both_languages() -> None:
         "Two men playing basketball",
         source=["main"] * 8,
     )
-    assert category.tag_table(rows) == [
+    assert tables.tag(category, rows) == [
         "portrait",
         "portrait",
         "text",
@@ -180,9 +183,9 @@ def test_the_rules_of_the_repository_sort_captions_of_both_languages() -> None:
         "general",
     ]
     said = ["people", "people", "design", "design", "nature", "nature", "design", "people"]
-    assert domain.tag_table(rows) == said
+    assert tables.tag(domain, rows) == said
     synthetic = captioned("A portrait", source=["synthetic"])
-    assert domain.tag_table(synthetic) == ["synthetic"]
+    assert tables.tag(domain, synthetic) == ["synthetic"]
 
 
 TREE = """
@@ -211,7 +214,7 @@ def test_a_sample_belongs_to_the_deepest_node_then_the_longest_word_then_the_fir
         "a stone",
         "an animal figure",
     )
-    assert taxonomy.tag_table(rows) == [
+    assert tables.tag(taxonomy, rows) == [
         "animal",
         "animal/dog",
         "animal/dog/sheepdog",
@@ -220,8 +223,10 @@ def test_a_sample_belongs_to_the_deepest_node_then_the_longest_word_then_the_fir
         "",
         "thing",
     ]
-    assert taxonomy.tag_table(captioned("a dog beside a hot dog")) == ["food/hot_dog"], "of one depth, the longer word"
-    assert Taxonomy(tmp_path / "tree.toml", 1).tag_table(captioned("my sheepdog", "")) == ["animal", ""]
+    assert tables.tag(taxonomy, captioned("a dog beside a hot dog")) == ["food/hot_dog"], (
+        "of one depth, the longer word"
+    )
+    assert tables.tag(Taxonomy(tmp_path / "tree.toml", 1), captioned("my sheepdog", "")) == ["animal", ""]
 
 
 @pytest.mark.parametrize(
@@ -244,15 +249,15 @@ def test_a_malformed_tree_is_named_with_its_place(tmp_path: Path, text: str, sai
 def test_the_tree_of_the_repository_knows_a_hundred_things_in_two_languages() -> None:
     taxonomy = Taxonomy(CONFIGS / "taxonomy.toml")
     rows = captioned("A puppy on a beach", "雪山与湖泊", "a red sports car", "a cup of coffee", "印着标志的海报", "zzz")
-    tags = taxonomy.tag_table(rows)
+    tags = tables.tag(taxonomy, rows)
     assert tags[0] == "animal/mammal/dog" and tags[2].endswith("car/sports_car") and tags[3] == "food/drink/coffee"
     assert all("/" in tag or tag in ("landscape", "design", "") for tag in tags) and tags[5] == ""
     assert len(taxonomy._name) >= 100
 
 
 def ranked(config: BestPerClassConfig, **columns: Any) -> tuple[list[float], list[int], list[str]]:
-    judged = BestPerClass(config).judge_table(
-        pa.table({name.replace("_", ".", 1): list(of) for name, of in columns.items()})
+    judged = tables.judge(
+        BestPerClass(config), pa.table({name.replace("_", ".", 1): list(of) for name, of in columns.items()})
     )
     return np.asarray(judged.score).tolist(), np.asarray(judged.verdict).tolist(), judged.reason.to_pylist()
 
@@ -276,7 +281,7 @@ def test_without_aesthetic_quality_alone_ranks_and_the_reason_says_so(column: di
     columns = {name: pa.array(of, pa.float64()).to_pylist() for name, of in column.items()}
     table = {"tag.taxonomy": ["a"] * 4, "score.clarity": [3.0, None, 4.0, 1.0]}
     table |= {name.replace("_", ".", 1): pa.array(of, pa.float64()) for name, of in columns.items()}
-    judged = BestPerClass(BestPerClassConfig(keep=0.5, least=1)).judge_table(pa.table(table))
+    judged = tables.judge(BestPerClass(BestPerClassConfig(keep=0.5, least=1)), pa.table(table))
     assert judged.verdict.tolist() == [1, 0, 1, 0]
     assert judged.score.tolist() == [0.75, 0.25, 1.0, 0.5], "what was not judged comes last"
     assert judged.reason[3].as_py() == "below the best 2 of 4 of a by clarity"
@@ -287,9 +292,47 @@ def test_small_classes_are_not_thinned_and_nothing_judged_drops_nothing() -> Non
     _, verdict, _ = ranked(config, tag_taxonomy=["a"] * 4 + ["b"] * 2, score_clarity=[4.0, 3.0, 2.0, 1.0, 1.0, 2.0])
     assert verdict == [1, 1, 1, 0, 1, 1]
     nothing = pa.table({"tag.taxonomy": ["a"], "score.clarity": pa.array([None], pa.float64())})
-    assert BestPerClass(config).judge_table(nothing).verdict.tolist() == [-1]
+    assert tables.judge(BestPerClass(config), nothing).verdict.tolist() == [-1]
     empty = nothing.slice(0, 0)
-    assert BestPerClass(config).judge_table(empty).score.tolist() == []
+    assert tables.judge(BestPerClass(config), empty).score.tolist() == []
+
+
+def plainly(config: BestPerClassConfig, classes: Sequence[str], *scores: Sequence[float]) -> list[list[Any]]:
+    """BestPerClass as its docstring says it, a class and a sample at a time: score and verdict."""
+    found: list[list[Any]] = [[] for _ in classes]
+    for name in set(classes):
+        mine = [row for row, one in enumerate(classes) if one == name]
+        ranks = [[sum(score[other] <= score[row] for other in mine) / len(mine) for row in mine] for score in scores]
+        better = sorted(range(len(mine)), key=lambda place: (-np.prod([rank[place] for rank in ranks]), place))
+        stay = max(config.least, int(np.ceil(config.keep * len(mine))))
+        for number, place in enumerate(better):
+            found[mine[place]] = [1 - number / len(mine), int(number < stay)]
+    return found
+
+
+_RANKED = st.lists(st.tuples(st.sampled_from(["a", "b", ""]), st.integers(0, 4), st.floats(-9, 9)), max_size=40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(_RANKED, st.floats(0.05, 1), st.integers(1, 5), st.integers(1, 50))
+def test_ranks_in_pieces_of_a_file_are_those_of_a_plain_count(
+    rows: list[tuple[str, int, float]], keep: float, least: int, piece: int
+) -> None:
+    config = BestPerClassConfig(keep=keep, least=least)
+    classes, clarity, aesthetic = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setattr("producer.scratch.PIECE", piece)
+        patch.setattr("producer.scratch._SMALL", 0)
+        table = pa.table(
+            {
+                "tag.taxonomy": pa.array(classes, pa.string()),
+                "score.clarity": pa.array(clarity, pa.float64()),
+                "score.aesthetic": pa.array(aesthetic, pa.float64()),
+            }
+        )
+        found = tables.judge(BestPerClass(config), table, Space(Path(folder)))
+    both = zip(found.score.tolist(), found.verdict.tolist(), strict=True)
+    assert [list(one) for one in both] == plainly(config, classes, clarity, aesthetic)
 
 
 @settings(max_examples=50, deadline=None)
@@ -306,12 +349,12 @@ def test_a_recipe_bounds_the_share_that_stays_without_ranking_again(rows: list[t
 def test_rare_letters_are_scored_by_how_few_samples_have_them() -> None:
     texts = ["the"] * 8 + ["龘"] + [""] * 3
     rows = captioned(*(f'a sign that says "{text}"' if text else "no words" for text in texts))
-    judged = CharacterRarity().judge_table(rows)
+    judged = tables.judge(CharacterRarity(), rows)
     score = judged.score
     assert score[8] == pytest.approx(np.log2(9)) and score[0] == pytest.approx(np.log2(9 / 8))
     assert np.isnan(score[9:]).all() and judged.verdict.tolist() == [1] * 9 + [-1] * 3
     read = captioned(*["no words"] * 2, tag_text=['[{"text":"Ab"}]', '[{"text":"A1"}]'])
-    assert CharacterRarity().judge_table(read).score.tolist() == pytest.approx([0.5, 0.0])
+    assert tables.judge(CharacterRarity(), read).score.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_quotes_of_several_kinds_are_what_a_caption_says_is_written() -> None:
@@ -323,13 +366,13 @@ def test_quotes_of_several_kinds_are_what_a_caption_says_is_written() -> None:
 def test_the_rarest_tenth_of_the_samples_with_text_is_rare() -> None:
     draw = random.Random(0)
     score = [draw.random() for _ in range(1000)] + [None] * 50
-    tags = Rarity(0.1, 0.3).tag_table(pa.table({"score.character_rarity": pa.array(score, pa.float64())}))
+    tags = tables.tag(Rarity(0.1, 0.3), pa.table({"score.character_rarity": pa.array(score, pa.float64())}))
     assert Counter(tags) == {"common": 600, "uncommon": 300, "rare": 100, "none": 50}
     assert max(s for s, t in zip(score, tags, strict=True) if t == "common") < min(
         s for s, t in zip(score, tags, strict=True) if t == "rare"
     )
     alike = pa.table({"score.character_rarity": [1.0] * 9})
-    assert set(Rarity(0.1, 0.3).tag_table(alike)) == {"common"}, "equal ones are of one class"
+    assert set(tables.tag(Rarity(0.1, 0.3), alike)) == {"common"}, "equal ones are of one class"
     with pytest.raises(ValueError, match="leave nothing common"):
         RarityConfig(rare=0.5, uncommon=0.5)
 
@@ -354,10 +397,10 @@ def test_samples_like_the_examples_of_a_class_get_its_tag_the_most_alike_first(t
     folder = examples(tmp_path / "examples", {"portrait": {"one": a}, "text": {"two": b}})
     stored = [pack(one) for one in encoder.pictures([a, b, other, a])]
     rows = pa.table({"tag.embedding": [stored[0], "", stored[1], stored[2], stored[3]]})
-    tags = Retrieved(folder, model, least=0.999, most=10).tag_table(rows)
+    tags = tables.tag(Retrieved(folder, model, least=0.999, most=10), rows)
     assert tags == ["portrait", "", "text", "", "portrait"]
-    assert Retrieved(folder, model, least=0.999, most=1).tag_table(rows) == ["portrait", "", "text", "", ""]
-    assert Retrieved(folder, model, least=-1.0, most=10).tag_table(rows)[3] in ("portrait", "text")
+    assert tables.tag(Retrieved(folder, model, least=0.999, most=1), rows) == ["portrait", "", "text", "", ""]
+    assert tables.tag(Retrieved(folder, model, least=-1.0, most=10), rows)[3] in ("portrait", "text")
 
 
 def test_examples_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -371,10 +414,10 @@ def test_examples_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     broken = Retrieved(tmp_path / "examples", model, least=0.8, most=1)
     rows = pa.table({"tag.embedding": [pack(np.ones(24) / 24**0.5)]})
     with pytest.raises(RetrievedError, match=r"one\.png: .*take it away"):
-        broken.tag_table(rows)
+        tables.tag(broken, rows)
     Image.fromarray(patches(1)[0]).save(tmp_path / "examples/portrait/one.png")
     with pytest.raises(RetrievedError, match="gives 32 numbers a picture, the stored embeddings have 24"):
-        Retrieved(tmp_path / "examples", model, least=0.8, most=1).tag_table(rows)
+        tables.tag(Retrieved(tmp_path / "examples", model, least=0.8, most=1), rows)
     assert RetrievedConfig().off_reason().startswith("no examples: set operators.retrieved.examples")
     assert RetrievedConfig(examples=tmp_path).off_reason().startswith("no model: set operators.retrieved.model")
 
@@ -439,7 +482,7 @@ def test_what_annotation_says_of_a_picture_is_a_tag_that_rules_see() -> None:
     stage = build_stage(operators, annotated=("image_type", "image_style"))
     assert stage.kinds["image_type"] == "tag" and "tag.image_type" in stage.tables[0].may  # type: ignore[union-attr]
     rows = captioned("two people", "two people", tag_image_type=["Photograph, close portrait", "photograph"])
-    assert Category(CONFIGS / "category.toml").tag_table(rows) == ["portrait", "general"]
+    assert tables.tag(Category(CONFIGS / "category.toml"), rows) == ["portrait", "general"]
 
 
 def test_without_its_file_an_operator_is_off_and_says_what_to_set() -> None:

@@ -1,6 +1,6 @@
 """The kinds of judges: of captions beside pictures, of words alone, of the whole table; and taggers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from producer.index import Index, write_generation
-from producer.operator.judgement import NOT_JUDGED, Judgement, Sample, Score
+from producer.operator.judgement import NOT_JUDGED, Judgement, Judgements, Sample, Score
 from producer.operator.stage import OperatorsConfig, Stage, build_stage
 from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import look, score_batch, score_schema
+from producer.scratch import MEMORY, Space
 from producer.source.reader import SourceConfig, open_source
 from tests.unit.producer.test_scoring import jpeg, lengths, write
 from tests.unit.producer.whole import decide
@@ -61,10 +62,12 @@ class Last:
 
     name, version, needs = "last", 1, ("key", "tag.letter", "score.words")
 
-    def judge_table(self, table: pa.Table) -> list[Judgement]:
+    def judge_table(self, table: pa.Table, space: Space = MEMORY) -> Iterator[Judgements]:
         assert table.column_names == list(self.needs)
         letters = table["tag.letter"].to_pylist()
-        return [Judgement(float(n), one in letters[n + 1 :], "the last of its letter") for n, one in enumerate(letters)]
+        # In pieces, as operators say it of large sets.
+        for n, one in enumerate(letters):
+            yield Judgements.of([Judgement(float(n), one in letters[n + 1 :], "the last of its letter")])
 
 
 def stage() -> Stage:

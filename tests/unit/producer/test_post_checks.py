@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -14,17 +15,23 @@ from producer.index import CAPTION
 from producer.operator.judgement import NOT_JUDGED, Judgement
 from producer.operator.quotation import agreement, edits, letters, quotations, read_lines
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, describe
+from tests.unit.producer import tables
 
 
 def stage_of(*, annotated: bool = True, **operators: Any) -> Stage:
     return build_stage(OperatorsConfig.model_validate(operators), TAGS if annotated else ())
 
 
-def judged(name: str, settings: dict[str, Any], **columns: list[Any]) -> list[Judgement]:
+def said(name: str, settings: dict[str, Any], **columns: list[Any]) -> list[Judgement]:
     """What the operator `name` makes of a table."""
     kind = getattr(OperatorsConfig.model_validate({name: settings}), name).operator()
     table = pa.table({key.replace("__", "."): value for key, value in columns.items()})
-    return list(kind.judge_table(table.select(kind.needs)))
+    score, verdict, reason = tables.judge(kind, table.select(kind.needs))
+    none = np.isnan(score)
+    return [
+        NOT_JUDGED if skip else Judgement(value, keep == 1, why)
+        for skip, value, keep, why in zip(none, score.tolist(), verdict.tolist(), reason.to_pylist(), strict=True)
+    ]
 
 
 def words(**texts: str) -> list[dict[str, Any]]:
@@ -81,7 +88,7 @@ def test_captions_that_quote_what_is_not_there_are_told_from_those_that_do() -> 
         words(recaption='It says "OPEN".'),
     ]
     tags = [lines("Open")] * 4 + ["no tag"]
-    found = judged("quoted_text", {}, captions=pa.array(captions, pa.list_(CAPTION)).to_pylist(), **{"tag__text": tags})
+    found = said("quoted_text", {}, captions=pa.array(captions, pa.list_(CAPTION)).to_pylist(), **{"tag__text": tags})
     assert found[0] == Judgement(1.0, True) and found[2:] == [NOT_JUDGED] * 3
     assert found[1].verdict is False and found[1].score is not None and found[1].score < 0.3
     assert "of what captions quote, below 0.5" in found[1].reason
@@ -91,10 +98,10 @@ def test_a_watermark_that_one_sees_and_the_other_does_not_is_a_low_score() -> No
     lists = ['["a logo"]', "[]", '["a logo"]', "[]", "", "[]"]
     scores = [0.9, 0.1, 0.2, 0.8, 0.5, None]
     columns = {"tag__watermark_list": lists, "score__watermark": scores}
-    found = judged("watermark_agreement", {}, **columns)
+    found = said("watermark_agreement", {}, **columns)
     assert [one.score for one in found] == pytest.approx([0.9, 0.9, 0.2, 0.2, None, None])
     assert [one.verdict for one in found] == [True] * 4 + [None] * 2
-    strict = judged("watermark_agreement", {"min": 0.5}, **columns)
+    strict = said("watermark_agreement", {"min": 0.5}, **columns)
     assert [one.verdict for one in strict] == [True, True, False, False, None, None]
     assert strict[2].reason == "annotation lists a watermark, the detector says 0.20"
 
@@ -106,7 +113,7 @@ def test_evidence_for_what_disturbs_the_view_is_that_of_the_surest_operator() ->
         "score__code": [2.0, 0.0, 0.0, 0.0, 0.0, None],
     }
     settings = {"against": {"mosaic": 0.55, "code": 1.0}, "min": 0.5}
-    found = judged("abnormal_agreement", settings, **columns)
+    found = said("abnormal_agreement", settings, **columns)
     assert [one.score for one in found] == pytest.approx([1.0, 0.0, 1.0, 0.5, None, None])
     assert [one.verdict for one in found] == [True, False, True, True, None, None]
     with pytest.raises(ValidationError, match="must be above 0"):
@@ -124,5 +131,5 @@ def test_a_check_without_what_it_compares_is_off_and_says_what_is_missing() -> N
     assert [table.name for table in able.tables] == ["abnormal_agreement"]
     alone = stage_of(annotated=False, mosaic={}, code={}, **checks)
     assert alone.off["abnormal_agreement"] == "there is no tag.abnormal_element in this recipe"
-    said = describe(OperatorsConfig.model_validate({"mosaic": {}, "code": {}} | checks), able)
-    assert said["image_type"] == {"annotated": True, "of": "tag"} and "off" in said["quoted_text"]
+    facts = describe(OperatorsConfig.model_validate({"mosaic": {}, "code": {}} | checks), able)
+    assert facts["image_type"] == {"annotated": True, "of": "tag"} and "off" in facts["quoted_text"]
