@@ -413,6 +413,7 @@ def test_samples_that_an_operator_failed_on_are_counted_apart_and_its_bound_stil
     for row, name in zip(whole, ("clarity", "clarity", "token_length"), strict=False):
         said = {f"score.{name}": None, f"verdict.{name}": False, f"reason.{name}": "failed: ValueError: of it"}
         row |= said | {"kept": False, "dropped_by": name, "reason": "failed: ValueError: of it"}
+    whole[3] |= {"kept": False, "dropped_by": "script_of_mine", "reason": "failed: ValueError: of it"}
     table = pa.Table.from_pylist(rows, schema=schema(judged.OPERATORS))
     judged.index(tmp_path / "index", table)
     chrome.get(run(tmp_path).as_uri())
@@ -422,20 +423,21 @@ def test_samples_that_an_operator_failed_on_are_counted_apart_and_its_bound_stil
         ]
         for row in chrome.find_elements(By.CSS_SELECTOR, ".funnel tbody tr[data-name]")
     }
-    assert found["clarity, failed"][0] == "−2" and found["token_length, failed"][0] == "−1"
+    lost = {name: cells[0] for name, cells in found.items() if name.endswith(", failed")}
+    assert lost == {"clarity, failed": "−2", "token_length, failed": "−1", "script_of_mine, failed": "−1"}
     dropped = sum(row["dropped_by"] == "clarity" for row in rows) - 2
     assert found["clarity"][0] == (f"−{dropped}" if dropped else "0")
     assert found["kept"][1] == str(sum(row["kept"] for row in rows))
-    assert texts(chrome, ".top dd")[3].startswith("3")
+    assert texts(chrome, ".top dd")[3].startswith("4")
     judge = chrome.execute_script("return JUDGES.find(judge => judge.name === 'token_length')")
     scores = [one for row in rows for one in row["score.token_length"] or []]
     assert judge["judged"] == sum(judge["counts"]) == len(scores) and judge["steady"]
     type_in(chrome, "clarity", "min", "0.1")
-    expected = sum(kept(table.filter(pa.array([row not in whole[:3] for row in rows])), {"clarity": {"min": 0.1}}, {}))
+    expected = sum(kept(table.filter(pa.array([row not in whole[:4] for row in rows])), {"clarity": {"min": 0.1}}, {}))
     assert would_keep(chrome) == expected
     type_in(chrome, "token_length", "max", "30")
     moved: Bounds = {"clarity": {"min": 0.1}, "token_length": {"max": 30}}
-    assert would_keep(chrome) == sum(kept(table.filter(pa.array([row not in whole[:3] for row in rows])), moved, {}))
+    assert would_keep(chrome) == sum(kept(table.filter(pa.array([row not in whole[:4] for row in rows])), moved, {}))
     said = chrome.find_element(By.ID, "toml").text
     assert "[operators.clarity]\nmin = 0.1" in said and "thresholds" not in said
     assert chrome.get_log("browser") == []
