@@ -106,8 +106,8 @@ def _sample(found: Survey) -> dict[str, Any]:
     table = table.slice(0, int(_PACKED / a_row)).combine_chunks()
     words, counts = Captions.of(table["captions"]), lengths(table["captions"])
     numbers = {one.name: number for number, one in enumerate(found.judges)}
-    by = [-1 if name == "" else numbers.get(name, len(numbers)) for name in table["dropped_by"].to_pylist()]
-    by = np.where(np.asarray(table["failed"], bool), len(numbers) + _FAILED, by)
+    said = [-1 if name == "" else numbers.get(name, len(numbers)) for name in table["dropped_by"].to_pylist()]
+    by = np.where(np.asarray(table["failed"], bool), len(numbers) + _FAILED, said)
     columns: dict[str, Any] = {}
     lost = np.zeros(table.num_rows, bool)  # no caption was left for the next judge
     for one in judged:
