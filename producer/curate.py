@@ -25,6 +25,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from producer.annotate.join import Annotations
+from producer.deaths import at_work
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
@@ -61,7 +62,7 @@ class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     gpus: float | None = Field(default=None, ge=0)
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
-    stall_s: float = Field(default=900.0, gt=0)  # without any shard finished for so long, the run ends
+    stall_s: float = Field(default=900.0, gt=0)  # with nothing finished for so long, no batch of a shard, the run ends
     max_broken: float = Field(default=0.5, gt=0, le=1)  # share of samples without a readable picture; above, an error
     max_failed: float = Field(
         default=0.01, ge=0, le=1
@@ -249,7 +250,9 @@ def _score_missing(
             path.unlink(missing_ok=True)
         raise
     if unread:
-        raise CurateError(f"{len(unread)} of {len(paths)} shards cannot be read, repair them first: {unread[:3]}")
+        raise CurateError(
+            f"{len(unread)} of {len(paths)} shards are not scored: {'; '.join(unread[:3])}; mend that and run it again"
+        )
     return len(todo)
 
 
@@ -270,7 +273,9 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
             scored = data.map(actor, compute=pool, num_cpus=config.cpus, **how)
         else:
             scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
-        for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s"):
+        # A shard of many pictures that are read takes longer than that.
+        sign = partial(at_work, next(iter(todo.values())).parent)
+        for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s", sign):
             note(said)
 
 
@@ -286,8 +291,14 @@ def gpu_share(config: CurateConfig) -> float:
     return (_GPU_SHARE if there else 0) if config.gpus is None else config.gpus
 
 
-def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iterator[dict[str, Any]]:
-    """`rows` as they come; CurateError when there is none for `stall_s` seconds. They have no deadline of their own."""
+def within(
+    rows: Iterable[dict[str, Any]], stall_s: float, setting: str, sign: Callable[[], object] = lambda: None
+) -> Iterator[dict[str, Any]]:
+    """`rows` as they come; CurateError when there is none for `stall_s` seconds, and `sign` says the same as before.
+
+    They have no deadline of their own.
+    """
+    before = sign()
     came: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
 
     def pump() -> None:
@@ -303,6 +314,10 @@ def within(rows: Iterable[dict[str, Any]], stall_s: float, setting: str) -> Iter
         try:
             row = came.get(timeout=stall_s)
         except queue.Empty:
+            now = sign()
+            if now != before:
+                before = now
+                continue
             raise CurateError(
                 f"{setting}: no shard was finished for {stall_s:g} s; what is done is kept, run it again to go on"
             ) from None

@@ -62,6 +62,18 @@ class Deaths:
                 path.unlink(missing_ok=True)
 
 
+def at_work(folder: Path) -> dict[str, tuple[int, str]]:
+    """Where each process is that works at a score file in `folder`, and since when: it changes while they get on."""
+    found = {}
+    for path in folder.glob("*.now"):
+        try:
+            found[path.name] = path.stat().st_mtime_ns, path.read_text()
+        except FileNotFoundError:
+            # Its shard has just ended.
+            continue
+    return found
+
+
 def _lines(path: Path) -> list[tuple[str, int, int]]:
     """What a file of these says, as far as it can be read."""
     found = []

@@ -298,13 +298,13 @@ class _Captions:
 
     tokens: np.ndarray  # int32, -1 where it has none
     kept: np.ndarray  # bool: curation keeps it
-    place: np.ndarray  # int64: its number among all captions of all rows, -1 where there is none
+    place: np.ndarray  # int64: its number among the captions of its row, -1 where there is none
 
     @classmethod
     def of(cls, captions: pa.ChunkedArray, split: str) -> "_Captions":
         tokens, kept = np.full(len(captions), -1, np.int32), np.zeros(len(captions), bool)
         place = np.full(len(captions), -1, np.int64)
-        start = before = 0
+        start = 0
         for chunk in captions.chunks:
             parent = np.asarray(pc.list_parent_indices(chunk))
             flat = pc.list_flatten(chunk)
@@ -312,14 +312,24 @@ class _Captions:
             rows, first = np.unique(parent[at], return_index=True)
             tokens[start + rows] = _numbers(flat.field("tokens"))[at[first]]
             kept[start + rows] = _flags(flat.field("kept"))[at[first]]
-            place[start + rows] = before + at[first]
-            start, before = start + len(chunk), before + len(flat)
+            place[start + rows] = at[first] - _begins(chunk)[rows]
+            start += len(chunk)
         return cls(tokens, kept, place)
 
     def take(self, scores: pa.ChunkedArray) -> np.ndarray:
         """Of `scores`, a list a row with one for each caption: this caption's, NaN where there is none: float64."""
-        flat = _floats(pc.list_flatten(scores))
-        return np.where(self.place >= 0, np.append(flat, np.nan)[self.place], np.nan)
+        flat, begins = _floats(pc.list_flatten(scores)), _begins(scores)
+        # A row has no list where the operator is off or failed on it.
+        there = (self.place >= 0) & _flags(pc.is_valid(scores))
+        found = np.full(len(there), np.nan)
+        found[there] = flat[(begins + self.place)[there]]
+        return found
+
+
+def _begins(lists: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Where the items of each list begin among those of all: int64."""
+    counts = _numbers(pc.list_value_length(lists))
+    return np.cumsum(counts) - counts
 
 
 def _references(references: pa.ChunkedArray, area: int) -> np.ndarray | None:

@@ -101,21 +101,17 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes), references=tuple(shard.references))
     settings, reader, stage = _opened(job)
     said: dict[str, Any] = {"shard": shard.name, "path": row["path"]}
+    said |= {"samples": 0, "failed": "{}", "example": "", "error": ""}
     try:
         table = _score(reader, shard, stage, settings, Path(row["path"]))
         write_scores(table, Path(row["path"]))
-    except (SourceError, OSError) as error:
-        return {
-            "shard": shard.name,
-            "path": row["path"],
-            "samples": 0,
-            "failed": "{}",
-            "example": "",
-            "error": str(error),
-        }
+    except SourceError as error:
+        return said | {"error": f"cannot be read: {error}"}
+    except OSError as error:
+        # The source's, or that of the disk where scores are written.
+        return said | {"error": str(error)}
     failed, example = count_failed(table, stage)
-    said = {"failed": json.dumps(failed), "example": example, "error": ""}
-    return {"shard": shard.name, "path": row["path"], "samples": table.num_rows, **said}
+    return said | {"samples": table.num_rows, "failed": json.dumps(failed), "example": example}
 
 
 def count_failed(table: pa.Table, stage: Stage) -> tuple[dict[str, int], str]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from launch.page.document import embedded
 from launch.page.judges import Judge
 from launch.page.nearest import Side
 from launch.page.pictures import Pictures
-from launch.page.rows import Rows, flags, floats, lengths
+from launch.page.rows import Rows, flags, floats, lengths, of_captions
 from launch.page.survey import OTHER, Shares, Survey
 from launch.page.words import Captions, Split
 
@@ -24,6 +23,8 @@ _PACKED = 2_200_000
 _LONG, _SHORT, _CUT = 1200, 300, 80
 # Bytes of all captions together, as they stand in the page.
 _CAPTIONS = 1_200_000
+# What drops a row, beyond the numbers of judges: 0 is no judge of this index, 1 a bound of the recipe (script/keep.js).
+_FAILED = 2
 # Lines of a table of shares.
 _TOP = 24
 
@@ -72,6 +73,8 @@ def _judge(found: Survey, judge: Judge) -> dict[str, Any]:
         "spared": tally.spared,
         "dropped": tally.dropped,
         "example": _short(found.example.get(judge.name, "")),
+        "failed": tally.failed,
+        "raised": _short(found.raised.get(judge.name, "")),
     }
     if judge.name not in found.histograms:
         return said
@@ -97,13 +100,14 @@ def _sample(found: Survey) -> dict[str, Any]:
     """The rows that sliders count with, as many as there is room for."""
     table = found.sampled.table
     judged = [one for one in found.judges if one.scores]
-    of_captions = sum(one.kind == "captions" for one in judged)
+    several = sum(one.kind == "captions" for one in judged)
     captions = int(lengths(table["captions"]).sum()) / max(1, table.num_rows)
-    a_row = 9 * (len(judged) - of_captions) + 4 + captions * 10 * of_captions
+    a_row = 9 * (len(judged) - several) + 4 + captions * 10 * several
     table = table.slice(0, int(_PACKED / a_row)).combine_chunks()
-    words = Captions.of(table["captions"])
+    words, counts = Captions.of(table["captions"]), lengths(table["captions"])
     numbers = {one.name: number for number, one in enumerate(found.judges)}
-    by = [-1 if name == "" else numbers.get(name, len(numbers)) for name in table["dropped_by"].to_pylist()]
+    said = [-1 if name == "" else numbers.get(name, len(numbers)) for name in table["dropped_by"].to_pylist()]
+    by = np.where(np.asarray(table["failed"], bool), len(numbers) + _FAILED, said)
     columns: dict[str, Any] = {}
     lost = np.zeros(table.num_rows, bool)  # no caption was left for the next judge
     for one in judged:
@@ -113,7 +117,7 @@ def _sample(found: Survey) -> dict[str, Any]:
             verdicts = np.where((verdicts < 0) & lost, 1, verdicts)
             lost |= verdicts == 0
         columns[name] = {
-            "scores": _packed(floats(_flatten(score) if one.kind == "captions" else score), "<f8"),
+            "scores": _packed(of_captions(score, counts) if one.kind == "captions" else floats(score), "<f8"),
             "verdicts": _packed(verdicts, "i1"),
         }
         if one.kind == "captions":
@@ -121,14 +125,10 @@ def _sample(found: Survey) -> dict[str, Any]:
     return {
         "rows": table.num_rows,
         "of": found.rows,
-        "captions": _packed(lengths(table["captions"]), "<i4"),
+        "captions": _packed(counts, "<i4"),
         "by": _packed(np.asarray(by, np.int16), "<i2"),
         "columns": columns,
     }
-
-
-def _flatten(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks().flatten()
 
 
 def _packed(array: np.ndarray, kind: str) -> str:

@@ -60,6 +60,16 @@ def floats(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(pc.fill_null(column, np.nan), np.float64)
 
 
+def of_captions(column: pa.ChunkedArray, counts: np.ndarray) -> np.ndarray:
+    """A column of lists, a number a caption, one after another: float64, NaN where there is none.
+
+    `counts` says how many captions each row has; a row that the operator failed on has no list.
+    """
+    found = np.full(int(counts.sum()), np.nan)
+    found[np.repeat(np.asarray(column.is_valid(), bool), counts)] = floats(pc.list_flatten(column))
+    return found
+
+
 def flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column of verdicts as 1 yes, 0 no, -1 not judged: int8."""
     return np.asarray(pc.fill_null(column.cast(pa.int8()), -1), np.int8)

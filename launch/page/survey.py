@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from launch.page.judges import Judge
 from launch.page.nearest import Side, sides
-from launch.page.rows import Rows, flags, floats, lengths
+from launch.page.rows import Rows, flags, floats, lengths, of_captions
 from launch.page.sampled import SALT, Sampled
 from launch.page.tally import Histogram, Tally
 from launch.page.words import Captions, Split, count
 from producer.keyed import of_strings
+from producer.operator.judgement import FAILED
 
 # Rows on each side of a line whose pictures are shown, and rows all along the scores, for lines that are moved there.
 _BESIDE, _ALONG = 6, 10
@@ -57,7 +58,8 @@ class Survey:
     sampled: Sampled
     rows: int = 0
     kept: int = 0
-    example: dict[str, str] = field(default_factory=dict)  # operator -> one "key: reason"
+    example: dict[str, str] = field(default_factory=dict)  # operator -> one "key: reason" of those it dropped
+    raised: dict[str, str] = field(default_factory=dict)  # operator -> one of those it failed on
     others: Counter[str] = field(default_factory=Counter)  # rows dropped by what is no operator of this index
     splits: dict[str, Split] = field(default_factory=dict)
     sources: Shares = field(default_factory=Shares)
@@ -120,9 +122,10 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
     found.rows += table.num_rows
     found.kept += int(kept.sum())
     captions = Captions.of(table["captions"])
+    failed = ~kept & np.asarray(pc.starts_with(pc.fill_null(table["reason"], ""), FAILED), bool)
     for name in found.scored:
-        _judge(found, name, table, captions)
-    _drops(found, table)
+        _judge(found, name, table, captions, failed)
+    _drops(found, table, failed)
     count(found.splits, captions, first, hashes)
     found.sources.add(table["source"], kept)
     for name, shares in found.tags.items():
@@ -132,12 +135,19 @@ def _count(found: Survey, first: int, table: pa.Table, bucket: Callable[[int, in
     sizes = [bucket(*size) for size in zip(height[read].tolist(), width[read].tolist(), strict=True)]
     found.buckets.add(pa.array(sizes, pa.string()), kept[read])
     table = table.drop_columns([name for name in ("source", "reason", "height", "width") if name in table.column_names])
+    table = table.append_column("failed", pa.array(failed))
     found.sampled.add(table.append_column("row", pa.array(first + np.arange(table.num_rows))), hashes)
 
 
-def _judge(found: Survey, name: str, table: pa.Table, captions: Captions) -> None:
-    tally, verdicts = found.tallies[name], flags(table[f"verdict.{name}"])
-    values = _flat(table[f"score.{name}"])
+def _judge(found: Survey, name: str, table: pa.Table, captions: Captions, failed: np.ndarray) -> None:
+    tally = found.tallies[name]
+    # Of what a judge raised on it has no verdict.
+    raised = failed & np.asarray(pc.equal(table["dropped_by"], name), bool)
+    verdicts = np.where(raised, -1, flags(table[f"verdict.{name}"]))
+    if tally.judge.kind == "captions":
+        values = of_captions(table[f"score.{name}"], lengths(table["captions"]))
+    else:
+        values = floats(table[f"score.{name}"])
     if tally.judge.kind == "captions":
         known = np.where(verdicts[captions.row] < 0, -1, 1)
         verdicts = np.where(captions.kept, known, np.where(captions.refused_by == name, 0, -1))
@@ -161,17 +171,23 @@ def _place(found: Survey, first: int, table: pa.Table) -> None:
             side.add(first + row, place, values, hashes[row])
 
 
-def _drops(found: Survey, table: pa.Table) -> None:
-    by = table["dropped_by"]
-    for one in pc.value_counts(by.filter(pc.not_equal(by, ""))).to_pylist():
-        name = one["values"]
-        if name in found.tallies:
-            found.tallies[name].dropped += one["counts"]
-        else:
-            found.others[name] += one["counts"]
-        if name not in found.example:
-            row = pc.index(by, name).as_py()
-            found.example[name] = f"{table['key'][row]}: {table['reason'][row]}"
+def _drops(found: Survey, table: pa.Table, failed: np.ndarray) -> None:
+    for lost, example in (
+        (table.filter(pa.array(~failed)), found.example),
+        (table.filter(pa.array(failed)), found.raised),
+    ):
+        by = lost["dropped_by"]
+        for one in pc.value_counts(by.filter(pc.not_equal(by, ""))).to_pylist():
+            name = one["values"]
+            if name not in found.tallies:
+                found.others[name] += one["counts"]
+            elif example is found.raised:
+                found.tallies[name].failed += one["counts"]
+            else:
+                found.tallies[name].dropped += one["counts"]
+            if name not in example:
+                row = pc.index(by, name).as_py()
+                example[name] = f"{lost['key'][row]}: {lost['reason'][row]}"
 
 
 def _classes(tags: pa.ChunkedArray) -> pa.ChunkedArray:

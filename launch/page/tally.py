@@ -26,6 +26,7 @@ class Tally:
     refused: int = 0  # items it says no to; of captions those that no judge before it refused
     spared: int = 0  # items with a score whose source is exempt from it
     dropped: int = 0  # samples that it is the first to say no to
+    failed: int = 0  # samples that are left out since it raised on them
     low: float = math.inf
     high: float = -math.inf
     whole: bool = True  # all scores are whole numbers
@@ -46,7 +47,8 @@ class Tally:
         for seen, verdict in ((self._failed, 0), (self._passed, 1)):
             if len(mine := values[there & (verdicts == verdict)]):
                 seen[:] = min(seen[0], float(mine.min())), max(seen[1], float(mine.max()))
-        known = verdicts >= 0
+        # A no without a score is of what it raised on.
+        known = (verdicts > 0) | (there & (verdicts == 0))
         self.steady &= bool((self.within(values[known]) == (verdicts[known] == 1)).all())
 
     def within(self, values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from producer.keyed import of_strings
 
 # Captions of a split that are shown, and of those refused.
 _SHOWN, _REFUSED = 8, 4
+# Splits that are counted one by one; sources may name as many as they have captions, and the rest are "(other)".
+_SPLITS, OTHER = 24, "(other)"
 # Lengths are counted one by one up to here, in tokens.
 _LONGEST = 4096
 
@@ -66,8 +68,13 @@ class Captions:
 
 def count(splits: dict[str, Split], captions: Captions, first: int, hashes: np.ndarray) -> None:
     """Add `captions` to the splits; their rows begin at number `first` and have the keys' `hashes`."""
-    for name in pc.unique(captions.split).to_pylist():
-        mine = np.flatnonzero(np.asarray(pc.equal(captions.split, name)))
+    for one in pc.unique(captions.split).to_pylist():
+        if one not in splits and len(splits) < _SPLITS:
+            splits[one] = Split()
+    names = pa.array([*splits, OTHER], pa.string())
+    known = pc.if_else(pc.is_in(captions.split, names), captions.split, OTHER)
+    for name in pc.unique(known).to_pylist():
+        mine = np.flatnonzero(np.asarray(pc.equal(known, name)))
         split = splits.setdefault(name, Split())
         kept, tokens, row = captions.kept[mine], captions.tokens[mine], captions.row[mine]
         split.count += len(mine)

@@ -42,7 +42,7 @@ class Nsfw:
         self._folder, self._config = config.model, config
         self._loaded: tuple[Any, Any] | None = None
         said = check_model("operators.nsfw.model", config.model, ("ForImageClassification",))
-        self._labels = {name: int(number) for number, name in said.get("id2label", {}).items()}
+        self._labels = _labels(said, config.model)
         unknown = sorted(set(config.unsafe) - set(self._labels))
         if unknown or not config.unsafe:
             raise ModelError(f"operators.nsfw.unsafe: {unknown}; {config.model} knows {sorted(self._labels)}")
@@ -74,3 +74,14 @@ class Nsfw:
             processor = AutoImageProcessor.from_pretrained(self._folder, **ONLY_LOCAL)
             self._loaded = processor, load_model(AutoModelForImageClassification, self._folder)
         return self._loaded
+
+
+def _labels(said: dict[str, Any], folder: Path) -> dict[str, int]:
+    """The classifier's labels, each with its place among its outputs, as the folder's config.json says."""
+    try:
+        found = {str(name): int(number) for number, name in said["id2label"].items()}
+    except (LookupError, ValueError, TypeError, AttributeError):
+        raise ModelError(
+            f"operators.nsfw.model: {folder}/config.json names no labels by number in id2label; write them there"
+        ) from None
+    return found

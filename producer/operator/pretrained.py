@@ -29,7 +29,7 @@ def check_model(setting: str, folder: Path, kinds: tuple[str, ...], *, words: bo
     """
     said = read_config(setting, folder)
     found = said.get("architectures") or []
-    if not any(str(one).endswith(kinds) for one in found):
+    if not isinstance(found, list) or not any(str(one).endswith(kinds) for one in found):
         wanted = " or ".join(f"a {kind}" for kind in kinds)
         raise ModelError(f"{setting}: {folder} holds {found or 'no model'}, not {wanted}; give the folder of one")
     for files, what in ((_PICTURES, "how pictures are prepared"), (_WORDS if words else (), "a tokenizer")):
@@ -61,7 +61,10 @@ def check_weights(setting: str, folder: Path) -> None:
             "save the model once with transformers' save_pretrained"
         )
     for index in folder.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        try:
+            named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise ModelError(f"{setting}: {index} is no index of weights; fetch it again") from None
         if missing := sorted(named - {file.name for file in files}):
             raise ModelError(f"{setting}: {folder} lacks {missing}, which {index.name} names; fetch them again")
     for file in files:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, Field
 
+from producer.source.caption import read_captions
 from producer.synthesize.medium import Pixels, smooth
 from producer.synthesize.sample import SynthesisError
 
@@ -76,12 +77,13 @@ def _read(path: Path) -> Image.Image:
 
 
 def _said(path: Path) -> str:
+    """What is told of a photograph, "" where nothing is, or nothing that a caption may hold."""
     beside = path.with_suffix(".txt")
     try:
-        text = " ".join(beside.read_text("utf-8").split()).rstrip(".")
-    except (OSError, UnicodeDecodeError):
-        text = ""
-    return text
+        found = read_captions("txt", beside.stat().st_size, beside.read_bytes)
+    except OSError:
+        return ""
+    return " ".join(found.texts.get("raw", "").split()).rstrip(".")
 
 
 def _wall(width: int, height: int, rng: np.random.Generator) -> Backdrop:

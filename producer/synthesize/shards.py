@@ -63,6 +63,19 @@ def write_shards(way: Way, count: int, config: ShardsConfig, *, keep: int = 0) -
         yield Written(path, len(numbers), first)
 
 
+def begun(out: Path) -> dict[str, tuple[int, int]]:
+    """The tars in `out` that are being written, how large each is and since when: it changes while that goes on."""
+    found = {}
+    for path in out.glob(".*.tar.part"):
+        try:
+            said = path.stat()
+        except FileNotFoundError:
+            # It has just come into its place.
+            continue
+        found[path.name] = said.st_size, said.st_mtime_ns
+    return found
+
+
 def _write_tar(path: Path, samples: Iterator[Sample], config: ShardsConfig, keep: int) -> list[Sample]:
     aside = path.with_name(f".{path.name}.part")
     first: list[Sample] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.curate import within
-from producer.synthesize.shards import Way, write_shards
+from producer.synthesize.shards import Way, begun, write_shards
 from producer.synthesize.ways import SynthesizeSettings, ways
 
 
@@ -22,7 +22,7 @@ def spread(settings: SynthesizeSettings) -> Iterator[tuple[Path, int]]:
     workers, said = settings.workers, settings.absolute().model_dump_json()
     with cluster(workers.address, object_store_bytes=workers.object_store_mb << 20, setting="workers.address"):
         made = dataset(list(tars(settings))).map(partial(make_tar, settings=said), num_cpus=workers.cpus)
-        for row in within(made.iter_rows(), workers.stall_s, "workers.stall_s"):
+        for row in within(made.iter_rows(), workers.stall_s, "workers.stall_s", partial(begun, settings.shards.out)):
             yield Path(row["path"]), row["samples"]
 
 

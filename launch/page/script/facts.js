@@ -12,7 +12,7 @@ function unpacked(text, Kind) {
   return new Kind(held.buffer);
 }
 
-// The rows that sliders count with. `by`: the number of the judge that dropped a row, -1 if it is kept.
+// The rows that sliders count with. `by`: the number of the judge that dropped a row, -1 if it is kept; more in keep.js.
 const SAMPLE = (() => {
   const packed = FACTS.sample;
   const captions = unpacked(packed.captions, Int32Array);

@@ -1,4 +1,4 @@
-// What came in and what each judge dropped of it, in their order, and what other bounds would make of that.
+// What came in, what each judge dropped of it, in their order, and failed on, and what other bounds would make of that.
 
 function funnel() {
   const most = N || 1;
@@ -8,14 +8,20 @@ function funnel() {
   const update = [];
   rows.push(step({ name: "in", left: N, class: "ends" }, most));
   for (const [number, judge] of JUDGES.entries()) {
-    if (judge.kind === "tag") continue;
+    // Taggers drop nothing, but may fail.
+    if (judge.kind === "tag" && !judge.failed) continue;
     const name = stageName(judge);
     if (name !== stage) rows.push(el("tr", { class: "stage" }, el("th", { colspan: 4, scope: "rowgroup" }, name)));
     stage = name;
-    left -= judge.dropped;
-    const row = step({ name: judge.name, dropped: judge.dropped, left, off: judge.off, example: judge.example }, most);
-    rows.push(row);
-    update.push({ row, number, stored: judge.dropped });
+    if (judge.kind !== "tag") {
+      left -= judge.dropped;
+      const row = step({ name: judge.name, dropped: judge.dropped, left, off: judge.off, example: judge.example }, most);
+      rows.push(row);
+      update.push({ row, number, stored: judge.dropped });
+    }
+    if (!judge.failed) continue;
+    left -= judge.failed;
+    rows.push(step({ name: `${judge.name}, failed`, dropped: judge.failed, left, example: judge.raised }, most));
   }
   for (const [name, count, example] of FACTS.others) {
     left -= count;

@@ -2,7 +2,9 @@
 // of an exempt source, which have no verdict; the first judge that says no drops a sample. A bound of the recipe, [recipe.thresholds], comes after all of them and lets
 // nothing through that has no score. Judges without bounds, and those that compare samples, stay with what is stored.
 
-const RECIPE = JUDGES.length + 1; // as a number of a judge: dropped by a bound of the recipe
+// As numbers of judges: a bound of the recipe drops the row; a judge raised on it, so it stays out.
+const RECIPE = JUDGES.length + 1;
+const FAILED = JUDGES.length + 2;
 
 // `bounds`: by judge's name { min, max }. `by` row the number of the judge that drops it, -1 if it is kept; and how many
 // captions of kept rows may be trained on.
@@ -50,7 +52,7 @@ function first(asked, row, usable) {
         if (fails) usable[at] = 0;
       }
       if (before && !left) return one.number;
-    } else if (one.steady ? one.verdicts[row] >= 0 && outside(one.scores[row], one.own) : one.verdicts[row] === 0) {
+    } else if (one.steady && !Number.isNaN(one.scores[row]) ? one.verdicts[row] >= 0 && outside(one.scores[row], one.own) : one.verdicts[row] === 0) {
       return one.number;
     }
   }
@@ -78,7 +80,7 @@ const HELD = Uint8Array.from(BEFORE.by, (by, row) => (by === SAMPLE.by[row] ? 0 
 // What becomes of the set: counted where all rows are at hand, else estimated, `error` at 95%.
 function outcome(bounds) {
   const { by, captions } = judged(bounds);
-  const drops = new Array(JUDGES.length + 2).fill(0);
+  const drops = new Array(FAILED + 1).fill(0);
   let [gained, lost, uncompared] = [0, 0, 0];
   for (let row = 0; row < SAMPLE.rows; row++) {
     const now = HELD[row] ? SAMPLE.by[row] : by[row];

@@ -44,6 +44,7 @@ function page() {
 
 function heading() {
   const { generation, id, rows, kept } = FACTS.index;
+  const failed = JUDGES.reduce((sum, judge) => sum + judge.failed, 0);
   const number = (name, value, note, kind) => el("div", { class: kind || "" }, el("dt", {}, name), el("dd", {}, value, note ? el("small", {}, note) : null));
   return el(
     "header",
@@ -51,7 +52,7 @@ function heading() {
     el("p", { class: "eyebrow" }, "Inkstone · curation"),
     el("h1", {}, generation),
     el("p", { class: "meta id" }, `index ${id.slice(0, 16)}`),
-    el("dl", {}, number("in", whole(rows)), number("kept", whole(kept), percent(kept, rows), "kept"), number("dropped", whole(rows - kept), percent(rows - kept, rows), "dropped")),
+    el("dl", {}, number("in", whole(rows)), number("kept", whole(kept), percent(kept, rows), "kept"), number("dropped", whole(rows - kept - failed), percent(rows - kept - failed, rows), "dropped"), failed ? number("failed", whole(failed), percent(failed, rows), "dropped") : null),
     el("nav", { "aria-label": "Sections" }, ["funnel", "scores", "captions", "shares", "mixture"].map((name) => el("a", { href: `#${name}` }, name))),
   );
 }

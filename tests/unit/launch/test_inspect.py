@@ -18,7 +18,7 @@ from launch.page import survey as surveys
 from launch.page.document import SCRIPTS, embedded
 from launch.page.judges import judges
 from launch.page.rows import Rows
-from producer.index import IndexFormatError, write_generation
+from producer.index import IndexFormatError, schema, write_generation
 from tests.unit.launch import judged
 from tests.unit.launch.browser import browser, scheme, size
 
@@ -402,3 +402,57 @@ def test_memory_does_not_hold_the_set(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_every_script_of_the_page_is_part_of_it() -> None:
     found = {path.stem for path in (ROOT / "launch" / "page" / "script").iterdir()}
     assert found == set(SCRIPTS)
+
+
+def test_samples_that_an_operator_failed_on_are_counted_apart_and_its_bound_still_moves(
+    chrome: Any, tmp_path: Path
+) -> None:
+    """As curation writes them: no score, no list of scores, and a no whose reason says so."""
+    rows = judged.table(60, hostile=False).to_pylist()
+    whole = [row for row in rows if row["kept"] and row["source"] == judged.FIRST and row["captions"]]
+    for row, name in zip(whole, ("clarity", "clarity", "token_length"), strict=False):
+        said = {f"score.{name}": None, f"verdict.{name}": False, f"reason.{name}": "failed: ValueError: of it"}
+        row |= said | {"kept": False, "dropped_by": name, "reason": "failed: ValueError: of it"}
+    whole[3] |= {"kept": False, "dropped_by": "script_of_mine", "reason": "failed: ValueError: of it"}
+    table = pa.Table.from_pylist(rows, schema=schema(judged.OPERATORS))
+    judged.index(tmp_path / "index", table)
+    chrome.get(run(tmp_path).as_uri())
+    found = {
+        row.get_attribute("data-name"): [
+            cell.get_attribute("textContent") for cell in row.find_elements(By.CSS_SELECTOR, "td.number")
+        ]
+        for row in chrome.find_elements(By.CSS_SELECTOR, ".funnel tbody tr[data-name]")
+    }
+    lost = {name: cells[0] for name, cells in found.items() if name.endswith(", failed")}
+    assert lost == {"clarity, failed": "−2", "token_length, failed": "−1", "script_of_mine, failed": "−1"}
+    dropped = sum(row["dropped_by"] == "clarity" for row in rows) - 2
+    assert found["clarity"][0] == (f"−{dropped}" if dropped else "0")
+    assert found["kept"][1] == str(sum(row["kept"] for row in rows))
+    assert texts(chrome, ".top dd")[3].startswith("4")
+    judge = chrome.execute_script("return JUDGES.find(judge => judge.name === 'token_length')")
+    scores = [one for row in rows for one in row["score.token_length"] or []]
+    assert judge["judged"] == sum(judge["counts"]) == len(scores) and judge["steady"]
+    type_in(chrome, "clarity", "min", "0.1")
+    expected = sum(kept(table.filter(pa.array([row not in whole[:4] for row in rows])), {"clarity": {"min": 0.1}}, {}))
+    assert would_keep(chrome) == expected
+    type_in(chrome, "token_length", "max", "30")
+    moved: Bounds = {"clarity": {"min": 0.1}, "token_length": {"max": 30}}
+    assert would_keep(chrome) == sum(kept(table.filter(pa.array([row not in whole[:4] for row in rows])), moved, {}))
+    said = chrome.find_element(By.ID, "toml").text
+    assert "[operators.clarity]\nmin = 0.1" in said and "thresholds" not in said
+    assert chrome.get_log("browser") == []
+
+
+def test_splits_without_number_do_not_fill_the_page(tmp_path: Path) -> None:
+    rows = judged.table(40, hostile=False).to_pylist()
+    for number, row in enumerate(rows):
+        for place, one in enumerate(row["captions"]):
+            one["split"] = f"split-{number}-{place}"
+    judged.index(tmp_path / "index", pa.Table.from_pylist(rows, schema=schema(judged.OPERATORS)))
+    said = re.search(r'id="facts">(.*?)</script>', run(tmp_path).read_text("utf-8"), re.DOTALL)
+    assert said
+    captions = json.loads(said[1])["captions"]
+    assert len(captions) == 25 and sum(one["count"] for one in captions.values()) == sum(
+        len(row["captions"]) for row in rows
+    )
+    assert captions["(other)"]["count"] == sum(one["count"] for one in captions.values()) - 24

@@ -71,6 +71,14 @@ def test_a_photograph_lies_behind_and_its_caption_is_told(tmp_path: Path) -> Non
     assert corner[1] > 3 * corner[0] and corner[1] > 2 * corner[2]
 
 
+@pytest.mark.parametrize("said", [b"a\0lawn", b"\x1b[2Ja lawn", b"\xff\xfe", b"lawn " * 20_000])
+def test_what_no_caption_may_hold_is_not_told_of_a_photograph(tmp_path: Path, said: bytes) -> None:
+    Image.new("RGB", (90, 60), (10, 200, 30)).save(tmp_path / "lawn.png")
+    (tmp_path / "lawn.txt").write_bytes(said)
+    drawn = Backdrops(BackdropConfig(folder=tmp_path, procedural=0.0)).draw(64, 64, np.random.default_rng(0))
+    assert drawn.name == "in front of a photographed scene"
+
+
 def test_places_have_words() -> None:
     assert [region(x, y) for x, y in ((0.5, 0.5), (0.2, 0.5), (0.9, 0.1), (0.5, 0.9))] == [
         "center",

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,6 +272,23 @@ def test_a_run_in_which_nothing_ends_is_ended_with_what_to_do() -> None:
     assert next(came) == {"shard": "a"}
     with pytest.raises(CurateError, match=r"curate\.stall_s: no shard was finished for 0\.2 s"):
         next(came)
+
+
+def test_a_shard_that_takes_long_is_waited_for_while_its_batches_end() -> None:
+    looked, done = itertools.count(), threading.Event()
+
+    def slow() -> Iterator[dict[str, object]]:
+        assert done.wait(60)
+        yield {"shard": "a"}
+
+    def sign() -> int:
+        number = next(looked)
+        if number == 4:
+            done.set()
+        return number
+
+    assert list(within(slow(), 0.02, "curate.stall_s", sign)) == [{"shard": "a"}]
+    assert next(looked) > 4
 
 
 def test_an_error_inside_a_task_is_not_swallowed() -> None:

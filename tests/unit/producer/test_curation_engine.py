@@ -196,6 +196,21 @@ def test_a_run_that_stops_for_failures_does_not_keep_them(tmp_path: Path, monkey
     assert run(source, tmp_path).failed == {}
 
 
+def test_a_full_disk_is_not_taken_for_a_damaged_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = photos(tmp_path / "raw")
+    with monkeypatch.context() as patch:
+        patch.setattr("producer.scoring.pq.write_table", full)
+        with pytest.raises(
+            CurateError, match=r"^2 of 2 shards are not scored: a\.tar: \[Errno 28\] No space left"
+        ) as said:
+            run(source, tmp_path)
+    assert "cannot be read" not in str(said.value)
+    assert run(source, tmp_path).scored == 2
+
+
 def test_an_operator_that_is_added_is_the_only_one_that_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = photos(tmp_path / "raw")
     run(source, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.deaths import Deaths
+from producer.deaths import Deaths, at_work
 from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, count_failed, read_scores, score_shard
 from producer.source.reader import SourceConfig, open_source
@@ -60,6 +60,16 @@ def test_a_sample_that_ends_two_processes_is_left_to_the_third(tmp_path: Path, w
             assert "2 processes ended at it" in one["note.broken"] and one["width"] == 0
     assert failed == ({"file_size": 1} if what == "file_size" else {})
     assert example == ("a/coffee: 2 processes ended at it" if failed else "")
+
+
+def test_who_looks_on_sees_each_batch_begin(tmp_path: Path) -> None:
+    deaths, seen = Deaths(tmp_path / "a.parquet"), [at_work(tmp_path)]
+    for first in (0, 16, 32):
+        with deaths.at("clarity", first, 16):
+            seen.append(at_work(tmp_path))
+    assert len({str(one) for one in seen}) == 4
+    deaths.close(forget=True)
+    assert at_work(tmp_path) == {}
 
 
 def test_what_ended_is_known_to_the_next_and_forgotten_with_the_file(tmp_path: Path) -> None:

@@ -313,6 +313,15 @@ def _index(folder: Path) -> None:
             lambda folder: (folder / "config.json").write_text('{"architectures": ["BertModel"]}'),
             r"holds \['BertModel'\], not a SiglipModel or a Siglip2Model",
         ),
+        (lambda folder: (folder / "config.json").write_text('{"architectures": 5}'), "holds 5, not a SiglipModel"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+            r"index\.json is no index of weights; fetch it again",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+            r"index\.json is no index of weights",
+        ),
         (_without("*.safetensors"), r"lacks \.safetensors weights; others are not read"),
         (_without("preprocessor_config.json", "processor_config.json"), "lacks how pictures are prepared"),
         (_without("tokenizer*"), "lacks a tokenizer"),

@@ -1,6 +1,8 @@
 """Stage-1 operators: pictures on both sides of every threshold, and scores that stay when thresholds move."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,7 @@ def test_the_unsafe_labels_and_the_bound_are_settings(classifier: Path) -> None:
     [
         ({"model": "nowhere"}, "holds no readable config.json"),
         ({"model": "other"}, r"holds \['BertModel'\], not a ForImageClassification"),
+        ({"model": "listed"}, "operators.nsfw.model: .* names no labels by number in id2label"),
         ({"unsafe": ("porn",)}, r"operators.nsfw.unsafe: \['porn'\]; .* knows \['normal', 'nsfw', 'violent'\]"),
         ({"unsafe": ()}, "operators.nsfw.unsafe"),
     ],
@@ -187,6 +190,8 @@ def test_a_wrong_classifier_is_named_before_anything_runs(
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"architectures": ["BertModel"]}')
+    listed = shutil.copytree(classifier, tmp_path / "listed") / "config.json"
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"id2label": ["normal", "nsfw"]}))
     settings = {"model": classifier} | change
     if isinstance(settings["model"], str):
         settings["model"] = tmp_path / settings["model"]

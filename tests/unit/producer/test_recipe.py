@@ -102,6 +102,21 @@ def test_each_split_takes_the_rows_that_have_its_caption() -> None:
     assert found.counts["recaption"] == {"used": 1, "no such caption": 4, "caption above 250 tokens": 1}
 
 
+def test_scores_of_captions_stay_with_their_captions_where_a_row_has_none() -> None:
+    """Of a row that an operator failed on there is no list; of one that is off there is no list at all."""
+    captions = [[caption("fused", 9), caption("raw", 10)] for _ in range(5)]
+    scores = [[0.0, 9.0], None, [0.0, 2.0], [9.0, 0.0], [0.0, 9.0]]
+    rows = table(5, captions=captions, kept=np.arange(5) != 1)
+    for chunks in ([scores], [scores[:2], scores[2:]]):
+        column = pa.chunked_array([pa.array(one, pa.list_(pa.float64())) for one in chunks])
+        judged = rows.append_column("score.alike", column)
+        found = select(judged, RecipeConfig(thresholds={"alike": Threshold(min=1.0)}))
+        assert used(found).tolist() == [0, 2, 4]
+    off = rows.append_column("score.alike", pa.array([None] * 5, pa.list_(pa.float64())))
+    found = select(off, RecipeConfig(thresholds={"alike": Threshold(min=1.0)}))
+    assert used(found).tolist() == [0, 2, 3, 4], "what judges nothing bounds nothing"
+
+
 def test_a_table_in_pieces_selects_like_a_whole_one() -> None:
     whole = table(300, splits=("raw", "fused"))
     pieces = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 0), whole.slice(7, 200), whole.slice(207)])

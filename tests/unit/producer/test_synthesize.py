@@ -24,8 +24,8 @@ from producer.synthesize.corpus import Corpus, CorpusConfig, extent
 from producer.synthesize.fonts import Face, Fonts, FontsConfig
 from producer.synthesize.layout import fit
 from producer.synthesize.pure import Pure, PureConfig
-from producer.synthesize.sample import SynthesisError, Truth
-from producer.synthesize.shards import ShardsConfig, write_shards
+from producer.synthesize.sample import Sample, SynthesisError, Truth
+from producer.synthesize.shards import ShardsConfig, begun, write_shards
 from producer.synthesize.wording import displayed, quote
 from tests.unit.producer.agreement import ways
 from tests.unit.producer.lettering import TEXT, corpus, fonts, lying_font, package_fonts
@@ -239,6 +239,21 @@ def test_tars_are_read_as_a_source_and_are_the_same_however_they_are_divided(tmp
         stored = tar.extractfile("pure-000000001.json")
         assert stored
         assert Truth.model_validate_json(json.dumps(json.load(stored)["truth"])) == way.make(1).truth
+
+
+def test_who_looks_on_sees_a_tar_grow(tmp_path: Path) -> None:
+    made, seen = pure(tmp_path), list[dict[str, tuple[int, int]]]()
+
+    class Watched:
+        name = "pure"
+
+        def make(self, index: int) -> Sample:
+            seen.append(begun(tmp_path / "out"))
+            return made.make(index)
+
+    list(write_shards(Watched(), 4, ShardsConfig(out=tmp_path / "out")))
+    assert [set(one) for one in seen] == [{".pure-00000.tar.part"}] * 4
+    assert len({str(one) for one in seen}) > 1 and begun(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize(
