@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import auto_init_hook, ray_constants
+from ray._private import ray_constants
 
 from producer.lock import LockError, exclusive
 
@@ -47,8 +47,6 @@ def cluster(address: str, *, object_store_bytes: int, setting: str) -> Iterator[
     """
     check_version(ray.__version__)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Or a thread that is still asking when Ctrl-C has ended this Ray starts another, open to the network.
-    auto_init_hook.enable_auto_connect = False
     if address != "local":
         _answer(address, setting)
         try:

@@ -12,8 +12,6 @@ import pytest
 from producer.cluster import ClusterError, _temporary_folder, check_version
 from producer.lock import exclusive
 
-ROOT = Path(__file__).parents[3]
-
 # Starts a process that goes on writing to a folder, and dies before it.
 ORPHAN = """
 import subprocess, sys
@@ -88,22 +86,3 @@ def test_a_ray_with_known_holes_is_refused() -> None:
             check_version(version)
     for version in ("2.56.0", "2.60.0", "3.0.0rc1"):
         check_version(version)
-
-
-# In a process of its own, since what this asks for would start a Ray where it fails.
-AFTER = """
-import ray
-from ray.exceptions import RaySystemError
-from producer.cluster import cluster
-with cluster("local", object_store_bytes=100 << 20, setting="test"):
-    assert ray.get(ray.put(1)) == 1
-try:
-    ray.put(1)
-except RaySystemError:
-    print("none")
-"""
-
-
-def test_a_thread_that_asks_on_after_its_ray_has_ended_starts_no_other() -> None:
-    ran = subprocess.run([sys.executable, "-c", AFTER], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert ran.stdout == "none\n", ran.stderr
