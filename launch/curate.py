@@ -37,6 +37,10 @@ def run(settings: Settings) -> Funnel:
             aspects=settings.recipe.aspects,
             progress=view,
         )
+    except KeyboardInterrupt:
+        view.close()
+        print("interrupted; shards that were scored are kept, run it again to go on", flush=True)
+        raise
     finally:
         view.close()
 

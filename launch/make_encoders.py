@@ -7,6 +7,7 @@ instead. The same inputs give the same bytes; where OUT already holds what these
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -252,7 +253,9 @@ def _stamp(captions: Sequence[str], photographs: Sequence[np.ndarray]) -> dict[s
 
 
 def read_captions(paths: Sequence[Path]) -> Iterator[str]:
-    """The lines of text files and of the .txt members of tars, in folders too; what is not UTF-8 is passed over."""
+    """The lines of text files and of the .txt members of tars, in folders too; what is not UTF-8, and a tar from where
+    it is damaged on, is passed over.
+    """
     for path in paths:
         if not path.exists():
             raise EncodersError(f"{path}: no such file or folder of captions")
@@ -266,7 +269,8 @@ def read_captions(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _members(path: Path) -> Iterator[bytes]:
-    with tarfile.open(path) as tar:
+    # A raw crawl has such tars: curation counts them, and here a few captions less make no difference.
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.name.endswith(".txt") else None
             if stream:

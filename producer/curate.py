@@ -63,7 +63,7 @@ class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
     stall_s: float = Field(default=900.0, gt=0)  # with nothing finished for so long, no batch of a shard, the run ends
-    max_broken: float = Field(default=0.5, gt=0, le=1)  # share of samples without a readable picture; above, an error
+    max_broken: float = Field(default=0.5, gt=0, le=1)  # share of a source without a readable picture; above, an error
     max_failed: float = Field(
         default=0.01, ge=0, le=1
     )  # share of samples that operators raise on; above, the run stops
@@ -170,12 +170,15 @@ def _check(tally: Tally, source: SourceConfig, config: CurateConfig) -> None:
     """CurateError where what is kept is not worth an index."""
     if not tally.kept:
         raise CurateError(f"source.path: {source.path}: nothing is kept of {tally.seen} samples: {tally.lost()}")
-    broken = tally.dropped[Broken.name] / tally.seen
-    if broken > config.max_broken:
-        raise CurateError(
-            f"curate.max_broken: {broken:.1%} of {tally.seen} samples have no readable picture, more than "
-            f"{config.max_broken:.1%} ({tally.example[Broken.name]}); repair the source, or allow more"
-        )
+    # Of each source by itself, or a large one would hide that its neighbour's settings are wrong.
+    for name, seen in tally.sources.items():
+        share = tally.broken[name] / seen
+        if share > config.max_broken:
+            of = f" of source {name}" if source.also else ""
+            raise CurateError(
+                f"curate.max_broken: {share:.1%} of {seen} samples{of} have no readable picture, more than "
+                f"{config.max_broken:.1%} ({tally.broken_example[name]}); repair the source, or allow more"
+            )
     _check_failed(tally.failed, tally.seen, tally.lost(), config)
 
 

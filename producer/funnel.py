@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from producer.annotate.join import TAGS
 from producer.api.bucket import Bucket, bucket, nearest
+from producer.operator.broken import Broken
 from producer.operator.judgement import FAILED
 from producer.operator.stage import Stage
 
@@ -42,12 +43,15 @@ class Tally:
         self._buckets: Counter[Bucket] = Counter()
         self.seen = self.kept = self.annotated = 0
         self.dropped: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()  # source -> samples
+        self.broken: Counter[str] = Counter()  # source -> samples without a readable picture
+        self.broken_example: dict[str, str] = {}  # source -> one "key: reason" of those
         self.failed: Counter[str] = Counter()
         self._example: dict[str, str] = {}
         self._failed_example: dict[str, str] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """Count `rows`, which have key, kept, dropped_by and reason; sizes in pixels for buckets."""
+        """Count `rows`, which have key, source, kept, dropped_by and reason; sizes in pixels for buckets."""
         self.seen += rows.num_rows
         kept = rows.filter(rows["kept"])
         self.kept += kept.num_rows
@@ -55,7 +59,13 @@ class Tally:
             self.annotated += pc.sum(pc.not_equal(kept[_ANNOTATED], "")).as_py() or 0
         gone = rows.filter(pc.invert(rows["kept"]))
         is_failed = pc.starts_with(gone["reason"], FAILED)
-        self._count(gone.filter(pc.invert(is_failed)), self.dropped, self._example)
+        said_no = gone.filter(pc.invert(is_failed))
+        self._count(said_no, self.dropped, self._example)
+        _add(self.sources, rows["source"])
+        broken = said_no.filter(pc.equal(said_no["dropped_by"], Broken.name))
+        _add(self.broken, broken["source"])
+        for name in self.broken.keys() - self.broken_example.keys():
+            self.broken_example[name] = _first(broken, "source", name)
         self._count(gone.filter(is_failed), self.failed, self._failed_example)
         sizes, counts = np.unique(
             np.stack([np.asarray(kept["height"], np.int64), np.asarray(kept["width"], np.int64)], axis=1),
@@ -66,12 +76,9 @@ class Tally:
             self._buckets[self._bucket(height, width)] += number
 
     def _count(self, rows: pa.Table, counts: Counter[str], example: dict[str, str]) -> None:
-        for one in pc.value_counts(rows["dropped_by"]).to_pylist():
-            name = one["values"]
-            counts[name] += one["counts"]
+        for name in _add(counts, rows["dropped_by"]):
             if name not in example:
-                first = rows.slice(pc.index(rows["dropped_by"], name).as_py(), 1).to_pylist()[0]
-                example[name] = f"{first['key']}: {first['reason']}"
+                example[name] = _first(rows, "dropped_by", name)
 
     def _bucket(self, height: int, width: int) -> Bucket:
         """The nearest in aspect of the largest resolution that is not above the picture's own."""
@@ -105,3 +112,16 @@ class Tally:
             failed=dict(self.failed),
             annotated=self.annotated if stage.annotated else None,
         )
+
+
+def _add(counts: Counter[str], column: pa.ChunkedArray) -> list[str]:
+    """Add to `counts` how often each value of `column` is there; the values."""
+    found = {one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()}
+    counts.update(found)
+    return list(found)
+
+
+def _first(rows: pa.Table, column: str, value: str) -> str:
+    """ "key: reason" of the first of `rows` with `value` in `column`."""
+    first = rows.slice(pc.index(rows[column], value).as_py(), 1).to_pylist()[0]
+    return f"{first['key']}: {first['reason']}"

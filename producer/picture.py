@@ -64,7 +64,7 @@ def decode_turned(raw: bytes, limits: Limits = _LIMITS) -> tuple[Image.Image, in
         except UnidentifiedImageError:
             raise PictureError("not an image of a known format") from None
         except Image.DecompressionBombError:
-            raise PictureError(f"pixels without number, the limit is {limits.pixels} in all") from None
+            raise PictureError(f"more pixels than Pillow opens, the limit is {limits.pixels} in all") from None
         except PictureError:
             raise
         except Exception as error:

@@ -2,12 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from launch.curate import CurationView, report, show
+from launch.config import load
+from launch.curate import CurationView, report, run, show
+from launch.settings import Settings
 from producer.curate import Progress
 from producer.funnel import Funnel
+
+ROOT = Path(__file__).parents[3]
 
 FUNNEL = Funnel(
     generation="0123456789abcdef",
@@ -68,3 +73,16 @@ def test_without_a_terminal_progress_is_a_line_a_stage_and_one_at_the_end_of_eac
         "scoring: 99 of 99 shards, 990 samples",
         "judging: 99 of 99 shards, 990 samples",
     ]
+
+
+def test_ctrl_c_says_that_what_was_scored_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> Funnel:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.curate.curate", interrupted)
+    settings = load(Settings, ROOT / "launch/configs/folder.toml", [f"run.dir={tmp_path}"])
+    with pytest.raises(KeyboardInterrupt):
+        run(settings)
+    assert capsys.readouterr().out == "interrupted; shards that were scored are kept, run it again to go on\n"

@@ -130,3 +130,17 @@ def test_captions_are_read_from_text_files_tars_and_folders(tmp_path: Path) -> N
     assert list(read_captions([tmp_path / "b.tar"])) == ["three", "四"]
     with pytest.raises(EncodersError, match="nowhere"):
         list(read_captions([tmp_path / "nowhere"]))
+
+
+def test_of_a_damaged_tar_the_captions_before_the_damage_are_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cut.tar", "w") as tar:
+        for name, raw in (("x.txt", b"one"), ("x.jpg", bytes(4096))):
+            member = tarfile.TarInfo(name)
+            member.size = len(raw)
+            tar.addfile(member, io.BytesIO(raw))
+    whole = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:2048])
+    (tmp_path / "empty.tar").touch()
+    (tmp_path / "no.tar").write_bytes(b"404 not found" * 100)
+    (tmp_path / "z.txt").write_text("two")
+    assert list(read_captions([tmp_path])) == ["one", "two"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from skimage import data
@@ -31,7 +33,8 @@ from producer.index import Index
 from producer.lock import LockError, exclusive
 from producer.operator.pretrained import ModelError
 from producer.operator.stage import OperatorsConfig
-from producer.source.reader import SourceConfig
+from producer.source.parquet import ParquetConfig
+from producer.source.reader import AlsoConfig, SourceConfig
 from producer.source.shard import SourceError
 from producer.tokens import TokenizerError, count_tokens
 from tests.unit.producer.chat import FINDINGS, Reply, completion, has_picture, serving
@@ -242,6 +245,24 @@ def test_a_source_of_too_many_broken_pictures_is_an_error_with_the_share(
     share = f"{first.dropped['broken'] / first.seen:.1%}"
     with pytest.raises(CurateError, match=rf"curate\.max_broken: {share} of {first.seen} samples .* more than 1\.0%"):
         run(corpus, folder, tokenizer, max_broken=0.01, address="127.0.0.1:1")
+    assert Index.open(folder / "index").id == first.generation
+
+
+def test_a_source_whose_columns_are_misspelt_is_an_error_however_large_its_neighbour_is(
+    curated: tuple[Path, Funnel], corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    folder, first = curated
+    pq.write_table(pa.table({"image": [b"a picture"], "caption": ["a caption"]}), tmp_path / "one.parquet")
+    other = AlsoConfig(path=tmp_path, kind="parquet", parquet=ParquetConfig(image="picture"))
+    with pytest.raises(CurateError, match=r"100\.0% of 1 samples of source other .*no column 'picture' among image"):
+        curate(
+            SourceConfig(path=corpus, also={"other": other}),
+            CurateConfig(index=folder / "index"),
+            OperatorsConfig(),
+            tokenizer=tokenizer,
+            resolutions=(256,),
+            aspects=ASPECTS,
+        )
     assert Index.open(folder / "index").id == first.generation
 
 
