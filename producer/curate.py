@@ -9,12 +9,10 @@ rows of a shard and a few thousand of others; what is as large as the set lies i
 
 import difflib
 import json
-import queue
 import shutil
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +31,7 @@ from producer.lock import exclusive
 from producer.older import Older
 from producer.operator.broken import Broken
 from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe, runs_models
+from producer.patience import rows_of, within
 from producer.runs import Run, read_in_order, write_run
 from producer.scoring import Job, ShardScorer, count_failed, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
@@ -278,7 +277,7 @@ def _run(job: Job, todo: dict[Shard, Path], config: CurateConfig, note: Callable
             scored = data.map(partial(score_shard, job=job.model_dump_json()), num_cpus=config.cpus)
         # A shard of many pictures that are read takes longer than that.
         sign = partial(at_work, next(iter(todo.values())).parent)
-        for said in within(scored.iter_rows(), config.stall_s, "curate.stall_s", sign):
+        for said in within(rows_of(scored), config.stall_s, "curate.stall_s", sign):
             note(said)
 
 
@@ -292,40 +291,3 @@ def gpu_share(config: CurateConfig) -> float:
             f"curate.gpus: {config.gpus:g}, and this machine has no GPU; set 0, or join a cluster that has"
         )
     return (_GPU_SHARE if there else 0) if config.gpus is None else config.gpus
-
-
-def within(
-    rows: Iterable[dict[str, Any]], stall_s: float, setting: str, sign: Callable[[], object] = lambda: None
-) -> Iterator[dict[str, Any]]:
-    """`rows` as they come; CurateError when there is none for `stall_s` seconds, and `sign` says the same as before.
-
-    They have no deadline of their own.
-    """
-    before = sign()
-    came: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-
-    def pump() -> None:
-        try:
-            for row in rows:
-                came.put(row)
-            came.put(None)
-        except BaseException as error:
-            came.put(error)
-
-    threading.Thread(target=pump, daemon=True).start()
-    while True:
-        try:
-            row = came.get(timeout=stall_s)
-        except queue.Empty:
-            now = sign()
-            if now != before:
-                before = now
-                continue
-            raise CurateError(
-                f"{setting}: no shard was finished for {stall_s:g} s; what is done is kept, run it again to go on"
-            ) from None
-        if row is None:
-            return
-        if isinstance(row, BaseException):
-            raise row
-        yield row

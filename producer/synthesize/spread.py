@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from producer.curate import within
+from producer.patience import rows_of, within
 from producer.synthesize.shards import Way, begun, write_shards
 from producer.synthesize.ways import SynthesizeSettings, ways
 
 
 def spread(settings: SynthesizeSettings) -> Iterator[tuple[Path, int]]:
-    """Have all tars made; each as it is there, and how many samples it has. Raises ClusterError, CurateError.
+    """Have all tars made; each as it is there, and how many samples it has. Raises ClusterError, StallError.
 
     On a cluster all nodes see `shards.out`, the fonts, texts, photographs and layouts at the same paths.
     """
@@ -22,7 +22,7 @@ def spread(settings: SynthesizeSettings) -> Iterator[tuple[Path, int]]:
     workers, said = settings.workers, settings.absolute().model_dump_json()
     with cluster(workers.address, object_store_bytes=workers.object_store_mb << 20, setting="workers.address"):
         made = dataset(list(tars(settings))).map(partial(make_tar, settings=said), num_cpus=workers.cpus)
-        for row in within(made.iter_rows(), workers.stall_s, "workers.stall_s", partial(begun, settings.shards.out)):
+        for row in within(rows_of(made), workers.stall_s, "workers.stall_s", partial(begun, settings.shards.out)):
             yield Path(row["path"]), row["samples"]
 
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import io
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +25,7 @@ from producer.annotate.config import AnnotateConfig
 from producer.annotate.run import annotate
 from producer.api.bucket import ASPECTS
 from producer.cluster import ClusterError
-from producer.curate import CurateConfig, CurateError, Progress, curate, within
+from producer.curate import CurateConfig, CurateError, Progress, curate
 from producer.funnel import Funnel
 from producer.index import Index
 from producer.lock import LockError, exclusive
@@ -282,43 +280,6 @@ def test_wrong_settings_are_named_before_ray_starts(corpus: Path, tokenizer: Pat
             run(corpus, tmp_path, tokenizer)
     assert time.monotonic() - started < 30
     assert not list(tmp_path.glob("index/*"))
-
-
-def test_a_run_in_which_nothing_ends_is_ended_with_what_to_do() -> None:
-    def stuck() -> Iterator[dict[str, object]]:
-        yield {"shard": "a"}
-        time.sleep(5)
-
-    came = within(stuck(), 0.2, "curate.stall_s")
-    assert next(came) == {"shard": "a"}
-    with pytest.raises(CurateError, match=r"curate\.stall_s: no shard was finished for 0\.2 s"):
-        next(came)
-
-
-def test_a_shard_that_takes_long_is_waited_for_while_its_batches_end() -> None:
-    looked, done = itertools.count(), threading.Event()
-
-    def slow() -> Iterator[dict[str, object]]:
-        assert done.wait(60)
-        yield {"shard": "a"}
-
-    def sign() -> int:
-        number = next(looked)
-        if number == 4:
-            done.set()
-        return number
-
-    assert list(within(slow(), 0.02, "curate.stall_s", sign)) == [{"shard": "a"}]
-    assert next(looked) > 4
-
-
-def test_an_error_inside_a_task_is_not_swallowed() -> None:
-    def broken() -> Iterator[dict[str, object]]:
-        yield {"shard": "a"}
-        raise ZeroDivisionError("a bug")
-
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        list(within(broken(), 5, "curate.stall_s"))
 
 
 def test_annotations_join_the_next_generation_and_are_judged_as_other_captions(
