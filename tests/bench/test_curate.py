@@ -1,10 +1,17 @@
-"""Near-duplicates among a million pictures: seconds, memory, copies found and pictures confused."""
+"""Near-duplicates among a million pictures: seconds, memory, copies found and pictures confused; and crops, which
+hashes lose, among embeddings.
+
+`INKSTONE_BENCH_ENCODER=FOLDER make bench-curate` asks an encoder of yours for the embeddings, such as a released SigLIP
+2 (any folder that operators.embedding.model takes). Without it they are those of random weights, and labelled so: what
+a network sees before it has learnt anything, no measure of a released one.
+"""
 
 import io
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,12 +19,17 @@ from PIL import Image
 
 from producer.clusters import Age
 from producer.neighbours import Hashes
+from producer.operator.encoder import Encoder
 from producer.operator.judgement import SIDE, Clusters, Facts
 from producer.operator.near_duplicate import NearDuplicate, NearDuplicateConfig, hash_pixels
+from tests.bench.crops_case import CONFUSED, cosines, crops_found, embedded, least_cosine, random_siglip
 from tests.bench.report import peak_growth, record
 from tests.unit.producer.damaged import photographs
 
 MILLION = 1_000_000
+ENCODER = "INKSTONE_BENCH_ENCODER"
+# A stereo camera's two views of one scene: to an embedding they should be no different photographs.
+STEREO = ("_left", "_right")
 
 
 def small(pixels: np.ndarray) -> np.ndarray:
@@ -86,17 +98,17 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored": lambda pixels: pixels[:, ::-1],
     "mirrored, smaller, JPEG of quality 40": lambda pixels: again(resized(0.92)(pixels[:, ::-1]), 40),
 }
-CROPS = {f"cropped by {share:.0%}": cropped(share) for share in (0.02, 0.05, 0.1)}
+CROPS = {f"cropped by {share:.0%}": cropped(share) for share in (0.02, 0.05, 0.1, 0.2)}
 
 
-def planted() -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Photographs, and by kind of copy the hashes [n, 4] of a copy of each."""
-    whole = [small(pixels) for _, pixels in photographs() if min(pixels.shape[:2]) >= 150]
-    copies = {
-        name: np.asarray([hash_pixels(small(copy(one))) for one in whole], np.uint64)
-        for name, copy in (COPIES | CROPS).items()
-    }
-    return whole, copies
+def originals() -> dict[str, np.ndarray]:
+    """Photographs and their parts by name, as operators see them."""
+    return {name: small(pixels) for name, pixels in photographs() if min(pixels.shape[:2]) >= 150}
+
+
+def hashed(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Their hashes [n, 4]."""
+    return np.asarray([hash_pixels(one) for one in pictures], np.uint64)
 
 
 def within(own: np.ndarray, copies: np.ndarray) -> np.ndarray:
@@ -108,8 +120,9 @@ def within(own: np.ndarray, copies: np.ndarray) -> np.ndarray:
 
 def test_near_duplicates_among_a_million_hashes() -> None:
     """Planted copies of real photographs, crowds of equal and nearly equal pictures, and a million others."""
-    whole, copies = planted()
-    own = np.asarray([hash_pixels(one) for one in whole], np.uint64)
+    whole = originals().values()
+    copies = {name: hashed(small(copy(one)) for one in whole) for name, copy in (COPIES | CROPS).items()}
+    own = hashed(whole)
     crowd = np.repeat(np.random.default_rng(1).integers(0, 2**64, (1, 4), np.uint64), 20_000, axis=0)
     crowd[10_000:] ^= np.uint64(1) << np.random.default_rng(2).integers(0, 64, (10_000, 4), np.uint64)
     parts = [natural(MILLION, seed=0), own.T, *(one.T for one in copies.values()), crowd.T]
@@ -123,14 +136,14 @@ def test_near_duplicates_among_a_million_hashes() -> None:
     seconds = time.thread_time() - start
 
     kept = found[0].representative
-    originals, *groups = np.split(kept[MILLION : number - len(crowd)], len(copies) + 1)
+    first, *groups = np.split(kept[MILLION : number - len(crowd)], len(copies) + 1)
     # By itself: in the set a copy may also be joined by way of another one.
     near = {name: within(own, copy) for name, copy in copies.items()}
-    assert all((group == originals)[near[name]].all() for name, group in zip(copies, groups, strict=True))
+    assert all((group == first)[near[name]].all() for name, group in zip(copies, groups, strict=True))
     recall = {name: float(hits.mean()) for name, hits in near.items()}
     missed = 1 - statistics.mean(recall[name] for name in COPIES)
     pairs = len(whole) * (len(whole) - 1) // 2
-    confused = sum(int((originals[:one] == originals[one]).sum()) for one in range(len(whole))) / pairs
+    confused = sum(int((first[:one] == first[one]).sum()) for one in range(len(whole))) / pairs
     joined = int((kept[:MILLION] != np.arange(MILLION)).sum())
     cases = {
         "seconds for a million": (seconds, 60.0, "s"),
@@ -149,3 +162,40 @@ def test_near_duplicates_among_a_million_hashes() -> None:
     print(f"  {joined} of {MILLION} others joined to something")
     assert missed <= 0.01 and confused <= 1e-4
     assert len(set(kept[-len(crowd) :])) == 1
+
+
+def scene(name: str) -> str:
+    """What a photograph or a part of it shows: parts of one photograph overlap."""
+    stem = name.split(".")[0]
+    for end in STEREO:
+        stem = stem.removesuffix(end)
+    return stem
+
+
+def test_crops_among_embeddings_beside_hashes(tmp_path: Path) -> None:
+    """At the cosine above which hardly any two different photographs lie."""
+    folder = os.environ.get(ENCODER)
+    encoder = Encoder(ENCODER, Path(folder) if folder else random_siglip(tmp_path))
+    label = encoder.folder.name if folder else "a SigLIP of random weights"
+    named = originals()
+    whole, scenes = list(named.values()), np.asarray([scene(name) for name in named])
+    hashes, own = hashed(whole), embedded(encoder, whole)
+    between = cosines(own, own)
+    least, pairs = least_cosine(between, scenes), int(np.triu(scenes[:, None] != scenes).sum())
+    print(
+        f"\n  embeddings of {label}: above {least:.4f} at most {CONFUSED:g} of {pairs} pairs of different photographs"
+    )
+    for name, crop in CROPS.items():
+        cut = [small(crop(one)) for one in whole]
+        one = crops_found(between, cosines(own, embedded(encoder, cut)), scenes)
+        peer = float(within(hashes, hashed(cut)).mean())
+        # Nothing is asked of crops, so there is no target; none found by hash counts as one.
+        ratio, unit = one.recall / max(peer, 1 / len(whole)), "share of crops found, against the hash's"
+        case = {"ours": one.recall, "peer": peer, "ratio": ratio, "target": None, "unit": unit}
+        record("curate.json", {f"{name}, embeddings of {label}": case})
+        print(
+            f"    {one.recall:.3f} ({one.low:.3f} to {one.high:.3f}) found: {name}; by hash {peer:.3f}; nearest to "
+            f"their own {one.nearest:.3f}; {one.confused:.1e} of pairs with different photographs above"
+        )
+    # What is not cropped is found, or this encoder tells no two pictures apart.
+    assert (np.diag(between) > least).all()
