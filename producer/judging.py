@@ -31,7 +31,8 @@ def judge(
 ) -> pa.Table:
     """What single samples are judged by, for a score file (see scoring.py) of `source`: the columns of `judged_schema`.
 
-    A sample is dropped by the first operator of `stage` that says no.
+    A sample is dropped by the first operator of `stage` that says no, or that raised on it; not by one that its source
+    is exempt from.
     """
     number = scores.num_rows
     words = _words(scores["captions"].to_pylist(), count_tokens)
@@ -51,8 +52,9 @@ def judge(
             said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed, spared)
         for row in spared:
             said[name][row] = Judgement(said[name][row].score, None)
-        for row, why in failed.items():
-            said[name][row] = Judgement(None, False, f"{FAILED}{why}")
+        # Exempt is not left out, whatever comes of asking.
+        for row in failed.keys() - spared:
+            said[name][row] = Judgement(None, False, f"{FAILED}{failed[row]}")
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {"source": origin, "captions": [row.captions for row in words]}
     for name in said:

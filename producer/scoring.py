@@ -94,7 +94,8 @@ def read_scores(path: Path) -> pa.Table | None:
 def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not.
 
-    "failed" is a JSON object of samples by the operator that raised on them; "example" is one of them with its reason.
+    "failed" is a JSON object of samples by the operator that raised on them, "example" one of them with its reason; what
+    the source is exempt from is left out, since it costs no sample.
     """
     cv2.setNumThreads(1)
     shard = Shard(*json.loads(row["shard"]))
@@ -110,7 +111,9 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     except OSError as error:
         # The source's, or that of the disk where scores are written.
         return said | {"error": str(error)}
-    failed, example = count_failed(table, stage)
+    source, _ = settings.source.of(shard.name)
+    drop = [name for name in stage.scored if source not in settings.source.exempt(name)]
+    failed, example = count_failed(table, stage.only(drop))
     return said | {"samples": table.num_rows, "failed": json.dumps(failed), "example": example}
 
 
