@@ -128,7 +128,7 @@ def curate(
                 tally.add(rows)
                 writer.write(rows)
             _check(tally, source, config)
-            progress(Progress("writing", len(shards), len(shards), tally.seen, _lost(tally)))
+            progress(Progress("writing", len(shards), len(shards), tally.seen, _lost(tally.dropped, tally.failed)))
         return tally.funnel(writer.id, stage, shards=len(shards), scored=scored)
 
 
@@ -157,12 +157,12 @@ def _judge(
         tally.add(rows)
         if run := write_run(rows, scratch / f"{number:08d}.arrow"):
             runs.append(run)
-        progress(Progress("judging", number + 1, len(paths), tally.seen, _lost(tally)))
+        progress(Progress("judging", number + 1, len(paths), tally.seen, _lost(tally.dropped, tally.failed)))
     return runs
 
 
-def _lost(tally: Tally) -> dict[str, int]:
-    return dict(tally.dropped) | {f"failed by {name}": number for name, number in tally.failed.items()}
+def _lost(dropped: Mapping[str, int], failed: Mapping[str, int]) -> dict[str, int]:
+    return dict(dropped) | {f"failed by {name}": number for name, number in failed.items()}
 
 
 def _check(tally: Tally, source: SourceConfig, config: CurateConfig) -> None:
@@ -227,6 +227,7 @@ def _score_missing(
     done = len(paths) - len(todo)
     progress(Progress("scoring", done, len(paths), samples))
     unread: list[str] = []
+    dropped: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     spoilt: list[Path] = []
     example = ""
@@ -236,10 +237,11 @@ def _score_missing(
         done, samples, example = done + 1, samples + said["samples"], example or said["example"]
         if said["error"]:
             unread.append(f"{said['shard']}: {said['error']}")
+        dropped.update(json.loads(said["dropped"]))
         if mine := json.loads(said["failed"]):
             failed.update(mine)
             spoilt.append(Path(said["path"]))
-        progress(Progress("scoring", done, len(paths), samples, {f"failed by {name}": n for name, n in failed.items()}))
+        progress(Progress("scoring", done, len(paths), samples, _lost(dropped, failed)))
         if samples >= _FEW or done == len(paths):
             _check_failed(failed, samples, example, config)
 

@@ -1,7 +1,7 @@
 """From stored scores to verdicts on single samples, a score file at a time: thresholds, and who dropped what."""
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -65,6 +65,14 @@ def judge(
     columns |= _decisions(list(said.values()), list(said))
     shape = judged_schema(stage)
     return pa.table([columns[name] for name in shape.names], schema=shape)
+
+
+def count_dropped(scores: pa.Table, stage: Stage, *, source: SourceConfig) -> dict[str, int]:
+    """The samples of a score file that operators drop, by operator, but for those that go by words alone."""
+    judged = judge(scores, replace(stage, texts=()), source=source, count_tokens=lambda texts: [0] * len(texts))
+    said_no = pc.and_(pc.invert(judged["kept"]), pc.invert(pc.starts_with(judged["reason"], FAILED)))
+    counts = pc.value_counts(judged.filter(said_no)["dropped_by"]).to_pylist()
+    return {one["values"]: one["counts"] for one in counts}
 
 
 def judged_schema(stage: Stage) -> pa.Schema:

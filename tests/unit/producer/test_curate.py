@@ -94,6 +94,9 @@ def curated(corpus: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFact
     assert said[0] == Progress("scoring", 0, funnel.shards, 0)
     assert [one.stage for one in said[-2:]] == ["judging", "writing"]
     assert [one.done for one in said[: funnel.shards + 1]] == list(range(funnel.shards + 1))
+    # Scored to the end, all is known but what comparisons drop.
+    alone = {name: number for name, number in funnel.dropped.items() if number and not name.endswith("_duplicate")}
+    assert said[funnel.shards].stage == "scoring" and said[funnel.shards].lost == alone and len(alone) > 2
     yield folder, funnel
 
 
