@@ -264,8 +264,11 @@ def test_without_their_models_the_operators_are_off_and_say_what_to_set(folder: 
         "siglip": "no model: set operators.siglip.model to a folder with a SigLIP 2",
         "aesthetic": "no encoder: set operators.aesthetic.model to the folder of the encoder that the head was trained "
         "with",
-        "watermark": "no head: set operators.watermark.head to a folder",
+        "watermark": "no head and no encoder: set operators.watermark.head to a folder and operators.watermark.model "
+        "to the folder of the encoder that the head was trained with",
     }
+    seen = OperatorsConfig.model_validate({"aesthetic": {"model": folder}})
+    assert build_stage(seen).off["aesthetic"] == "no head: set operators.aesthetic.head to a folder"
     assert describe(off, stage)["siglip"] == {"off": stage.off["siglip"], "of": "captions"}
     assert not runs_models(off)
     assert runs_models(OperatorsConfig.model_validate({"siglip": {"model": folder / "siglip"}}))
