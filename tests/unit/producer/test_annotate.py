@@ -244,7 +244,7 @@ def test_wrong_settings_are_named_before_anybody_is_asked(photos: Path) -> None:
     source, index = SourceConfig(path=photos / "raw"), photos / "index"
     with pytest.raises(AnnotateError, match=r"nobody to ask: set annotate\.server\.url"):
         annotate(source, AnnotateConfig(), index)
-    with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere holds no readable config\.json"):
+    with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere does not exist; give"):
         annotate(source, AnnotateConfig.model_validate({"local": {"model": photos / "nowhere"}}), index)
     with serving(good) as chat:
         with pytest.raises(IndexFormatError, match="holds no generation"):

@@ -273,7 +273,7 @@ def test_wrong_settings_are_named_before_ray_starts(corpus: Path, tokenizer: Pat
         run(tmp_path / "nowhere", tmp_path, tokenizer)
     with pytest.raises(TokenizerError, match=r"encoder: .*nowhere holds no tokenizer_config\.json"):
         run(corpus, tmp_path, tmp_path / "nowhere")
-    with pytest.raises(ModelError, match=r"operators\.nsfw\.model: .*nowhere holds no readable config\.json"):
+    with pytest.raises(ModelError, match=r"operators\.nsfw\.model: .*nowhere does not exist"):
         run(corpus, tmp_path, tokenizer, operators={"nsfw": {"model": tmp_path / "nowhere"}})
     with pytest.raises(ClusterError, match=r"curate\.address: nobody answers at 127\.0\.0\.1:1 "):
         run(corpus, tmp_path, tokenizer, address="127.0.0.1:1")

@@ -309,12 +309,18 @@ def _index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), r"holds no readable config\.json"),
+        (lambda folder: shutil.rmtree(folder), "model does not exist; give the folder"),
+        (lambda folder: shutil.rmtree(folder) or folder.write_text("?"), "model is no folder; give the folder"),
+        (lambda folder: (folder / "config.json").unlink(), r"holds no readable config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), r"holds no readable config\.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json that is no object"),
         (
             lambda folder: (folder / "config.json").write_text('{"architectures": ["BertModel"]}'),
             r"holds \['BertModel'\], not a SiglipModel or a Siglip2Model",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"architectures": ["FooSiglipModel"]}'),
+            r"holds \['FooSiglipModel'\], not a SiglipModel or a Siglip2Model",
         ),
         (lambda folder: (folder / "config.json").write_text('{"architectures": 5}'), "holds 5, not a SiglipModel"),
         (
@@ -353,7 +359,7 @@ def test_weights_that_a_class_has_and_its_files_lack_are_never_drawn_by_chance(f
 def test_an_encoder_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"chinese_clip\.model: .*holds \['SiglipModel'\], not a ChineseCLIPModel"):
         build_stage(OperatorsConfig(chinese_clip=ChineseClipConfig(model=folder / "siglip")))
-    with pytest.raises(ModelError, match=r"embedding\.model: .*nowhere holds no readable config"):
+    with pytest.raises(ModelError, match=r"embedding\.model: .*nowhere does not exist"):
         build_stage(OperatorsConfig(embedding=EmbeddingConfig(model=folder / "nowhere")))
 
 
