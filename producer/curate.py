@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 
 from producer.annotate.join import Annotations
 from producer.deaths import at_work
+from producer.disk import make_folder
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
@@ -99,14 +100,17 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
-    LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, ModelError, TokenizerError,
+    FolderError, LockError or ClusterError.
     """
     annotations = Annotations(config.annotations, source)
     stage = build_stage(operators, annotations.tags)
     _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
+    # Before hours of scoring, and not after them.
+    make_folder("curate.index", config.index)
+    make_folder("curate.work", config.scores)
     with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S), _scratch(config.scores) as scratch:
         job = _job(source, config, operators)
         version = fingerprint(job, stage)

@@ -16,6 +16,7 @@ from producer.annotate.course import Batch, Row, Step
 from producer.annotate.entry import Entry, Failure, fused_from
 from producer.annotate.prompt import ANNOTATE, FUSE, language
 from producer.annotate.store import CAPTION, FUSED, Shelf, open_shelf
+from producer.disk import make_folder
 from producer.index import Index
 from producer.lock import exclusive
 from producer.operator.caption import Caption
@@ -80,12 +81,13 @@ def annotate(
     """Ask about every kept sample of the latest generation of `index` that lacks an annotation.
 
     Interrupted or killed, nothing is lost but what was on its way. Raises AnnotateError, IndexFormatError, SourceError,
-    LockError or ClusterError.
+    FolderError, LockError or ClusterError.
     """
     model = _identity(config)
     found = Index.open(index)
     source.require(found.table["source"].unique().to_pylist())
     out = config.folder(index)
+    make_folder("annotate.out", out)
     with exclusive(out / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         shelves = {
             CAPTION: open_shelf(out, CAPTION, model | {"questions": ANNOTATE, "pixels": config.pixels}),

@@ -22,6 +22,7 @@ from producer.annotate.entry import fused_from
 from producer.annotate.prompt import ANNOTATE
 from producer.annotate.run import Funnel, Progress, annotate
 from producer.annotate.store import read_annotations
+from producer.disk import FolderError
 from producer.index import Index, IndexFormatError, write_generation
 from producer.lock import LockError, exclusive
 from producer.source.reader import SourceConfig
@@ -241,12 +242,15 @@ def test_a_source_that_changed_is_not_captioned_as_if_it_had_not(photos: Path) -
 
 
 def test_wrong_settings_are_named_before_anybody_is_asked(photos: Path) -> None:
+    (photos / "a file").touch()
     source, index = SourceConfig(path=photos / "raw"), photos / "index"
     with pytest.raises(AnnotateError, match=r"nobody to ask: set annotate\.server\.url"):
         annotate(source, AnnotateConfig(), index)
     with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere does not exist; give"):
         annotate(source, AnnotateConfig.model_validate({"local": {"model": photos / "nowhere"}}), index)
     with serving(good) as chat:
+        with pytest.raises(FolderError, match=r"^annotate\.out: the folder .*a file/out cannot be made \(Not a dir"):
+            run(photos, chat, out=photos / "a file/out")
         with pytest.raises(IndexFormatError, match="holds no generation"):
             annotate(source, config(chat), photos / "nowhere")
         with exclusive(photos / "annotations" / ".lock", timeout_s=0), pytest.MonkeyPatch.context() as patch:
