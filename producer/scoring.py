@@ -99,8 +99,7 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     them, "example" one of these with its reason. What the source is exempt from is in neither: it costs no sample.
     """
     cv2.setNumThreads(1)
-    shard = Shard(*json.loads(row["shard"]))
-    shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes), references=tuple(shard.references))
+    shard = Shard._make(tuple(one) if isinstance(one, list) else one for one in json.loads(row["shard"]))
     settings, reader, stage = _opened(job)
     said: dict[str, Any] = {"shard": shard.name, "path": row["path"]}
     said |= {"samples": 0, "dropped": "{}", "failed": "{}", "example": "", "error": ""}
