@@ -34,7 +34,8 @@ def leave_one_out(out: str) -> None:
 def test_a_skipped_collective_is_found_with_the_stacks_of_both_sides(ranks: Ranks, tmp_path: Path) -> None:
     with pytest.raises(RanksError) as caught:
         ranks.run(2, leave_one_out, out=tmp_path)
-    assert all(code and code < 0 for code in caught.value.codes), caught.value
+    # Whoever is ended last may see its peer gone first.
+    assert all(caught.value.codes) and min(caught.value.codes) < 0, caught.value
     status = read_status(tmp_path)
     assert status is not None and (status.cause, status.step) == (Cause.HANG, 3)
     (path,) = tmp_path.glob("stacks-*.txt")

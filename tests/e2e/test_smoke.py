@@ -21,8 +21,10 @@ def smoke(folder: Path) -> list[str]:
     return [sys.executable, "launch/smoke.py", "launch/configs/smoke.toml", f"run.dir={folder}"]
 
 
-# Two fifths of the steps, to spare time: the loss has fallen enough, and the kill still comes in the middle.
+# Two fifths of the steps and half of their pictures, to spare time: the loss falls enough, and the kill still comes in
+# the middle.
 SHORT = [
+    "recipe.units=2",
     "train.steps=24",
     "schedule.total_steps=24",
     "checkpoint.every=12",

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -162,6 +163,14 @@ def test_scripts_shadow_no_module() -> None:
 def installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
     return spec is not None and not str(spec.origin).startswith(str(ROOT / "launch"))
+
+
+def test_commands_that_train_nothing_load_no_torch() -> None:
+    """Which takes seconds, and half a gigabyte in each process."""
+    names = ("annotate", "curate", "inspect", "recipe", "synthesize")
+    loaded = f"import sys, {', '.join(f'launch.{name}' for name in names)}; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.stdout == "False\n", said.stderr
 
 
 def test_every_package_is_installed_with_the_others() -> None:
