@@ -77,6 +77,8 @@ def show(funnel: Funnel) -> None:
     table.add_row("kept", f"{funnel.kept}", f"index generation {funnel.generation[:12]}", end_section=True)
     if funnel.annotated is not None:
         table.add_row("kept: annotated", f"{funnel.annotated}", "", end_section=True)
+    if funnel.faulty:
+        table.add_row("kept: faulty caption", f"{funnel.faulty}", plain(funnel.faulty_example), end_section=True)
     for bucket, number in sorted(funnel.buckets.items(), key=lambda item: -item[1]):
         table.add_row(f"kept: {bucket}", f"{number}", "")
     Console().print(table)
@@ -92,6 +94,7 @@ def report(funnel: Funnel, seconds: float) -> dict[str, Any]:
         "off": funnel.off,
         "buckets": funnel.buckets,
         "annotated": funnel.annotated,
+        "faulty_captions": funnel.faulty,
         "generation": funnel.generation,
         "shards": funnel.shards,
         "shards_scored": funnel.scored,

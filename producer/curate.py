@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 
 from producer.annotate.join import Annotations
 from producer.deaths import at_work
+from producer.disk import make_folder
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
@@ -99,14 +100,17 @@ def curate(
     """Score what is not scored yet, judge everything, publish an index generation.
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
-    only counted. Raises CurateError, AnnotateError, SourceError, NsfwError, TokenizerError,
-    LockError or ClusterError.
+    only counted. Raises CurateError, AnnotateError, SourceError, ModelError, TokenizerError,
+    FolderError, LockError or ClusterError.
     """
     annotations = Annotations(config.annotations, source)
     stage = build_stage(operators, annotations.tags)
     _check_exempt(source, stage)
     measured_by = tokenizer_fingerprint(tokenizer)
     shards = open_source(source).shards()
+    # Before hours of scoring, and not after them.
+    make_folder("curate.index", config.index)
+    make_folder("curate.work", config.scores)
     with exclusive(config.scores / ".lock", timeout_s=_LOCK_TIMEOUT_S), _scratch(config.scores) as scratch:
         job = _job(source, config, operators)
         version = fingerprint(job, stage)
@@ -128,7 +132,7 @@ def curate(
                 tally.add(rows)
                 writer.write(rows)
             _check(tally, source, config)
-            progress(Progress("writing", len(shards), len(shards), tally.seen, _lost(tally)))
+            progress(Progress("writing", len(shards), len(shards), tally.seen, _lost(tally.dropped, tally.failed)))
         return tally.funnel(writer.id, stage, shards=len(shards), scored=scored)
 
 
@@ -157,12 +161,12 @@ def _judge(
         tally.add(rows)
         if run := write_run(rows, scratch / f"{number:08d}.arrow"):
             runs.append(run)
-        progress(Progress("judging", number + 1, len(paths), tally.seen, _lost(tally)))
+        progress(Progress("judging", number + 1, len(paths), tally.seen, _lost(tally.dropped, tally.failed)))
     return runs
 
 
-def _lost(tally: Tally) -> dict[str, int]:
-    return dict(tally.dropped) | {f"failed by {name}": number for name, number in tally.failed.items()}
+def _lost(dropped: Mapping[str, int], failed: Mapping[str, int]) -> dict[str, int]:
+    return dict(dropped) | {f"failed by {name}": number for name, number in failed.items()}
 
 
 def _check(tally: Tally, source: SourceConfig, config: CurateConfig) -> None:
@@ -227,6 +231,7 @@ def _score_missing(
     done = len(paths) - len(todo)
     progress(Progress("scoring", done, len(paths), samples))
     unread: list[str] = []
+    dropped: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     spoilt: list[Path] = []
     example = ""
@@ -236,10 +241,11 @@ def _score_missing(
         done, samples, example = done + 1, samples + said["samples"], example or said["example"]
         if said["error"]:
             unread.append(f"{said['shard']}: {said['error']}")
+        dropped.update(json.loads(said["dropped"]))
         if mine := json.loads(said["failed"]):
             failed.update(mine)
             spoilt.append(Path(said["path"]))
-        progress(Progress("scoring", done, len(paths), samples, {f"failed by {name}": n for name, n in failed.items()}))
+        progress(Progress("scoring", done, len(paths), samples, _lost(dropped, failed)))
         if samples >= _FEW or done == len(paths):
             _check_failed(failed, samples, example, config)
 

@@ -11,11 +11,14 @@ import pyarrow.compute as pc
 from producer.annotate.join import TAGS
 from producer.api.bucket import Bucket, bucket, nearest
 from producer.operator.broken import Broken
+from producer.operator.caption import Caption
 from producer.operator.judgement import FAILED
 from producer.operator.stage import Stage
 
 # A tag that every annotated sample has.
 _ANNOTATED = f"tag.{TAGS[0]}"
+# What is wrong with captions of a sample, also where it has others and stays.
+_FAULTS = f"reason.{Caption.name}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Funnel:
     scored: int  # shards scored in this run, the others' scores were there
     failed: dict[str, int] = field(default_factory=dict)  # operator -> samples it raised on; those without any left out
     annotated: int | None = None  # kept samples that annotation speaks of, None where there is no annotation
+    faulty: int = 0  # kept samples beside which lies a caption that cannot be used
+    faulty_example: str = ""  # "key: reason" of one
 
 
 class Tally:
@@ -41,7 +46,8 @@ class Tally:
     def __init__(self, resolutions: Sequence[int], aspects: Sequence[str]) -> None:
         self._sizes = {size: tuple(bucket(size, aspect) for aspect in aspects) for size in sorted(resolutions)}
         self._buckets: Counter[Bucket] = Counter()
-        self.seen = self.kept = self.annotated = 0
+        self.seen = self.kept = self.annotated = self.faulty = 0
+        self._faulty_example = ""
         self.dropped: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()  # source -> samples
         self.broken: Counter[str] = Counter()  # source -> samples without a readable picture
@@ -57,6 +63,11 @@ class Tally:
         self.kept += kept.num_rows
         if _ANNOTATED in rows.column_names:
             self.annotated += pc.sum(pc.not_equal(kept[_ANNOTATED], "")).as_py() or 0
+        if _FAULTS in rows.column_names:
+            faulty = kept.filter(pc.not_equal(kept[_FAULTS], ""))
+            self.faulty += faulty.num_rows
+            if faulty.num_rows and not self._faulty_example:
+                self._faulty_example = f"{faulty['key'][0]}: {faulty[_FAULTS][0]}"
         gone = rows.filter(pc.invert(rows["kept"]))
         is_failed = pc.starts_with(gone["reason"], FAILED)
         said_no = gone.filter(pc.invert(is_failed))
@@ -111,6 +122,8 @@ class Tally:
             scored=scored,
             failed=dict(self.failed),
             annotated=self.annotated if stage.annotated else None,
+            faulty=self.faulty,
+            faulty_example=self._faulty_example,
         )
 
 

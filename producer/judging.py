@@ -1,7 +1,7 @@
 """From stored scores to verdicts on single samples, a score file at a time: thresholds, and who dropped what."""
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +31,8 @@ def judge(
 ) -> pa.Table:
     """What single samples are judged by, for a score file (see scoring.py) of `source`: the columns of `judged_schema`.
 
-    A sample is dropped by the first operator of `stage` that says no.
+    A sample is dropped by the first operator of `stage` that says no, or that raised on it; not by one that its source
+    is exempt from.
     """
     number = scores.num_rows
     words = _words(scores["captions"].to_pylist(), count_tokens)
@@ -51,8 +52,9 @@ def judge(
             said[name], values[name] = _judge_captions(scores, words, of_captions[name], failed, spared)
         for row in spared:
             said[name][row] = Judgement(said[name][row].score, None)
-        for row, why in failed.items():
-            said[name][row] = Judgement(None, False, f"{FAILED}{why}")
+        # Exempt is not left out, whatever comes of asking.
+        for row in failed.keys() - spared:
+            said[name][row] = Judgement(None, False, f"{FAILED}{failed[row]}")
     columns: dict[str, Any] = {name: scores[name] for name in _COPIED}
     columns |= {"source": origin, "captions": [row.captions for row in words]}
     for name in said:
@@ -63,6 +65,14 @@ def judge(
     columns |= _decisions(list(said.values()), list(said))
     shape = judged_schema(stage)
     return pa.table([columns[name] for name in shape.names], schema=shape)
+
+
+def count_dropped(scores: pa.Table, stage: Stage, *, source: SourceConfig) -> dict[str, int]:
+    """The samples of a score file that operators drop, by operator, but for those that go by words alone."""
+    judged = judge(scores, replace(stage, texts=()), source=source, count_tokens=lambda texts: [0] * len(texts))
+    said_no = pc.and_(pc.invert(judged["kept"]), pc.invert(pc.starts_with(judged["reason"], FAILED)))
+    counts = pc.value_counts(judged.filter(said_no)["dropped_by"]).to_pylist()
+    return {one["values"]: one["counts"] for one in counts}
 
 
 def judged_schema(stage: Stage) -> pa.Schema:

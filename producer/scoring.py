@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from producer.deaths import ENOUGH, Deaths
 from producer.index import REFERENCE
+from producer.judging import count_dropped
 from producer.operator.judgement import FINE, SIDE, Picture, Sample, Score, what_failed
 from producer.operator.near_duplicate import hash_pixels
 from producer.operator.stage import OperatorsConfig, Stage, build_stage, scored_by, scoring
@@ -94,14 +95,14 @@ def read_scores(path: Path) -> pa.Table | None:
 def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     """A task: write the scores of the shard in `row` to its path and say how many samples it has, or why not.
 
-    "failed" is a JSON object of samples by the operator that raised on them; "example" is one of them with its reason.
+    "dropped" is a JSON object of samples by the operator that drops them, "failed" one by the operator that raised on
+    them, "example" one of these with its reason. What the source is exempt from is in neither: it costs no sample.
     """
     cv2.setNumThreads(1)
-    shard = Shard(*json.loads(row["shard"]))
-    shard = shard._replace(members=tuple(shard.members), sizes=tuple(shard.sizes), references=tuple(shard.references))
+    shard = Shard._make(tuple(one) if isinstance(one, list) else one for one in json.loads(row["shard"]))
     settings, reader, stage = _opened(job)
     said: dict[str, Any] = {"shard": shard.name, "path": row["path"]}
-    said |= {"samples": 0, "failed": "{}", "example": "", "error": ""}
+    said |= {"samples": 0, "dropped": "{}", "failed": "{}", "example": "", "error": ""}
     try:
         table = _score(reader, shard, stage, settings, Path(row["path"]))
         write_scores(table, Path(row["path"]))
@@ -110,7 +111,10 @@ def score_shard(row: dict[str, Any], job: str) -> dict[str, Any]:
     except OSError as error:
         # The source's, or that of the disk where scores are written.
         return said | {"error": str(error)}
-    failed, example = count_failed(table, stage)
+    source, _ = settings.source.of(shard.name)
+    drop = [name for name in stage.scored if source not in settings.source.exempt(name)]
+    failed, example = count_failed(table, stage.only(drop))
+    said |= {"dropped": json.dumps(count_dropped(table, stage, source=settings.source))}
     return said | {"samples": table.num_rows, "failed": json.dumps(failed), "example": example}
 
 

@@ -28,6 +28,7 @@ from producer.operator.judgement import (
     SetOperator,
     TableOperator,
     TableTagger,
+    what_failed,
 )
 from producer.operator.stage import Stage
 from producer.scratch import Column, Space, Strings, Tables, filled, pieces, spread, write_table
@@ -45,6 +46,18 @@ _FACTS = {
     "phash": np.uint64,
     **dict.fromkeys(COMPARED, np.uint64),
 }
+
+# Errors that say nothing of who raised them; a plain ValueError is another, such as numpy's of shapes.
+_UNNAMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    pa.ArrowException,
+)
 
 
 class WholeError(ValueError):
@@ -289,5 +302,10 @@ def _named(name: str) -> Iterator[None]:
     """An error inside names the operator; those that say more about themselves stay as they are."""
     try:
         yield
-    except (ArithmeticError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        raise WholeError(f"operators.{name}: {type(error).__name__}: {error}") from error
+    except _UNNAMED as error:
+        raise WholeError(f"operators.{name}: {what_failed(error)}") from error
+    except ValueError as error:
+        # One with a name of its own says which setting or file is wrong.
+        if type(error) is not ValueError:
+            raise
+        raise WholeError(f"operators.{name}: {what_failed(error)}") from error

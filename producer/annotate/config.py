@@ -94,6 +94,9 @@ class AnnotateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     retry_failed: bool = False  # ask again about what got no usable answer in an earlier run
     limit: int = Field(default=0, ge=0)  # samples asked about in one run, since answers cost money; 0: all
     give_up: int = Field(default=16, ge=1)  # samples in a row without any answer, after which the run ends
+    # Share of a run's answers to one of the questions that cannot be used, also after asking again; above it the run
+    # ends. A model that fits fails on a few in a hundred, a wrong model, prompt or limit of tokens on nearly all.
+    max_failed: float = Field(default=0.5, ge=0, le=1)
     stall_s: float = Field(default=900.0, gt=0)  # without any sample finished for so long, the run ends
 
     @model_validator(mode="after")

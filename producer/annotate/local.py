@@ -108,6 +108,9 @@ def identity(local: LocalConfig) -> dict[str, Any]:
 
 def check_folder(folder: Path) -> None:
     """AnnotateError unless `folder` holds a Qwen2.5-VL with its tokenizer and processor."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise AnnotateError(f"annotate.local.model: {folder} {what}; give the folder of a Qwen2.5-VL as it is released")
     try:
         said = json.loads((folder / "config.json").read_text())
         kinds = said.get("architectures") or []

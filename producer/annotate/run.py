@@ -16,6 +16,7 @@ from producer.annotate.course import Batch, Row, Step
 from producer.annotate.entry import Entry, Failure, fused_from
 from producer.annotate.prompt import ANNOTATE, FUSE, language
 from producer.annotate.store import CAPTION, FUSED, Shelf, open_shelf
+from producer.disk import make_folder
 from producer.index import Index
 from producer.lock import exclusive
 from producer.operator.caption import Caption
@@ -23,6 +24,9 @@ from producer.source.reader import SourceConfig
 
 _LOCK_TIMEOUT_S = 10.0
 _RAW = "raw"  # the split of captions found beside images
+# Of fewer answers to a question a share of unusable ones is no reason to stop: they may be the pictures of one shard.
+_FEW = 256
+_ASKED = {CAPTION: "a caption", FUSED: "a fused caption"}
 EDIT, LIMIT = "an edit, whose words say what to do", "over annotate.limit"
 
 
@@ -54,6 +58,33 @@ class Funnel:
     answer_tokens: int = 0
 
 
+@dataclass
+class _Answers:
+    """What came in this run of one question."""
+
+    number: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)  # reason -> answers
+    example: dict[str, str] = field(default_factory=dict)  # reason -> one "key: detail"
+
+    def hear(self, entry: Entry) -> None:
+        self.number += 1
+        if entry.reason:
+            self.unusable[entry.reason] += 1
+            self.example.setdefault(entry.reason, f"{entry.key}: {entry.detail}")
+
+    def check(self, kind: str, most: float) -> None:
+        """AnnotateError where more than the share `most` cannot be used."""
+        number = self.unusable.total()
+        if self.number < _FEW or number <= most * self.number:
+            return
+        ((reason, times),) = self.unusable.most_common(1)
+        raise AnnotateError(
+            f"annotate.max_failed: {number} of {self.number} answers to the question for {_ASKED[kind]} cannot be "
+            f"used, more than {most:.1%}; {times} for {reason} ({self.example[reason]}); what was answered is kept; "
+            "mend the model or its settings, or allow more; annotate.retry_failed = true asks again about what failed"
+        )
+
+
 class Pool(Protocol):
     """Who asks: threads.Threads or actors.Actors, each a context that starts and ends what it needs."""
 
@@ -80,12 +111,13 @@ def annotate(
     """Ask about every kept sample of the latest generation of `index` that lacks an annotation.
 
     Interrupted or killed, nothing is lost but what was on its way. Raises AnnotateError, IndexFormatError, SourceError,
-    LockError or ClusterError.
+    FolderError, LockError or ClusterError.
     """
     model = _identity(config)
     found = Index.open(index)
     source.require(found.table["source"].unique().to_pylist())
     out = config.folder(index)
+    make_folder("annotate.out", out)
     with exclusive(out / ".lock", timeout_s=_LOCK_TIMEOUT_S):
         shelves = {
             CAPTION: open_shelf(out, CAPTION, model | {"questions": ANNOTATE, "pixels": config.pixels}),
@@ -142,6 +174,7 @@ class _Work:
         self._silent = 0  # samples in a row without an answer
         self._last_silence = ""
         self._asked = 0
+        self._answers = {CAPTION: _Answers(), FUSED: _Answers()}
 
     def batches(self) -> Iterator[Batch]:
         """What lacks an annotation, shard by shard; what lacks none is counted on the way."""
@@ -168,6 +201,8 @@ class _Work:
                             f"annotate.give_up: {self._silent} samples in a row got no answer, the last "
                             f"{self._last_silence}; what is done is kept, run it again to go on"
                         )
+                    for kind, answers in self._answers.items():
+                        answers.check(kind, self._config.max_failed)
             finally:
                 # Answers that came while the run was ended are paid for too.
                 self._take(pool.rest())
@@ -228,6 +263,7 @@ class _Work:
     def _hear(self, step: Step) -> None:
         for entry in step.entries:
             self._silent = 0
+            self._answers[step.kind].hear(entry)
             self._asked += step.kind == CAPTION
             self.funnel.calls += entry.calls
             self.funnel.prompt_tokens += entry.prompt_tokens

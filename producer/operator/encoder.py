@@ -27,7 +27,7 @@ class Encoder:
     def __init__(self, setting: str, folder: Path, kinds: tuple[str, ...] = ENCODERS, *, words: bool = False) -> None:
         """Check the folder that `setting` names; `kinds` are the classes it may hold."""
         said = check_model(setting, folder, kinds, words=words)
-        self.kind = next(kind for kind in ENCODERS if kind in said["architectures"])
+        self.kind = next(kind for kind in kinds if kind in said["architectures"])
         self.folder = folder.resolve()
 
     @property

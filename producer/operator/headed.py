@@ -33,9 +33,10 @@ class Headed:
 
 
 def missing(name: str, model: Path | None, head: Path | None) -> str:
-    """Why operator `name` is off, "" if it has both."""
+    """Why operator `name` is off, all of it at once; "" if it has both."""
+    lacking = {}
     if head is None:
-        return f"no head: set operators.{name}.head to a folder"
+        lacking["head"] = f"operators.{name}.head to a folder"
     if model is None:
-        return f"no encoder: set operators.{name}.model to the folder of the encoder that the head was trained with"
-    return ""
+        lacking["encoder"] = f"operators.{name}.model to the folder of the encoder that the head was trained with"
+    return f"no {' and no '.join(lacking)}: set {' and '.join(lacking.values())}" if lacking else ""

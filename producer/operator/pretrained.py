@@ -23,13 +23,14 @@ class ModelError(ValueError):
 
 
 def check_model(setting: str, folder: Path, kinds: tuple[str, ...], *, words: bool = False) -> dict[str, Any]:
-    """The config.json of the model in `folder`, whose class ends in one of `kinds`; ModelError if it will not load.
+    """The config.json of the model in `folder`, whose class is one of `kinds`; ModelError if it will not load.
 
-    `setting` is the one that names the folder. With `words` it needs a tokenizer, too.
+    A kind that begins with "For" is any class for that task. `setting` is the one that names the folder. With `words`
+    it needs a tokenizer, too.
     """
     said = read_config(setting, folder)
     found = said.get("architectures") or []
-    if not isinstance(found, list) or not any(str(one).endswith(kinds) for one in found):
+    if not isinstance(found, list) or not any(_is_one(str(name), kinds) for name in found):
         wanted = " or ".join(f"a {kind}" for kind in kinds)
         raise ModelError(f"{setting}: {folder} holds {found or 'no model'}, not {wanted}; give the folder of one")
     for files, what in ((_PICTURES, "how pictures are prepared"), (_WORDS if words else (), "a tokenizer")):
@@ -39,8 +40,15 @@ def check_model(setting: str, folder: Path, kinds: tuple[str, ...], *, words: bo
     return said
 
 
+def _is_one(name: str, kinds: tuple[str, ...]) -> bool:
+    return name in kinds or name.endswith(tuple(kind for kind in kinds if kind.startswith("For")))
+
+
 def read_config(setting: str, folder: Path) -> dict[str, Any]:
     """The config.json in `folder`; ModelError, naming `setting`, if there is none."""
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise ModelError(f"{setting}: {folder} {what}; give the folder as transformers saves it")
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,14 +8,22 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 
+from producer.source.beside import (
+    ENDINGS,
+    capitals,
+    counted,
+    ending,
+    is_image,
+    lone,
+    stem,
+    without_image,
+)
 from producer.source.caption import Captions, read_captions
-from producer.source.folder import PIECE, is_image
+from producer.source.folder import PIECE
 from producer.source.references import apart, in_order, named
 from producer.source.remote import RemoteStore
 from producer.source.shard import IMAGE_ENDINGS, Place, RawSample, Shard, SourceError, UnreadableError, is_inside
 from producer.source.store import File
-
-_BESIDE = ("txt", "json")
 
 
 class RemoteFolder:
@@ -31,43 +39,53 @@ class RemoteFolder:
             folder, _, name = file.name.rpartition("/")
             if not any(part.startswith(".") and part != ".." for part in file.name.split("/")):
                 folders.setdefault(folder, {})[name] = file
-        shards = []
+        shards: list[Shard] = []
+        others: list[Shard] = []
         for folder, files in folders.items():
             images = apart(name for name in files if is_image(name))
-            targets = list(images)
+            targets, written = list(images), capitals(files)
             for first in range(0, len(targets), PIECE):
                 members = targets[first : first + PIECE]
                 beside = list(dict.fromkeys(name for member in members for name in images[member]))
-                shards.append(_shard(folder or ".", members, beside, files))
+                captions = list(dict.fromkeys(name for member in members for name in written.get(stem(member), [])))
+                shards.append(_shard(folder or ".", members, beside, captions, files))
+            others += lone(folder or ".", without_image(files), PIECE)
         if not shards:
             known = ", ".join(sorted(IMAGE_ENDINGS))
             raise SourceError(f"source.path: {self._store.root} holds no image; known are {known}")
-        return sorted(shards, key=lambda shard: (shard.name, shard.members))
+        return sorted([*shards, *others], key=lambda shard: (shard.name, shard.members))
 
     def samples(self, shard: Shard) -> Iterator[RawSample]:
         """The images of `shard` by name; the key is the path with its ending."""
+        if not is_image(shard.members[0]):
+            yield from counted(shard)
+            return
+        rest = dict(zip((*shard.references, *shard.captions), shard.sizes[3 * len(shard.members) :], strict=True))
+        shouted = capitals(shard.captions)
         shown: dict[str, list[tuple[int, Place]]] = {}
-        for reference, bytes_ in zip(shard.references, shard.sizes[3 * len(shard.members) :], strict=True):
+        for reference in shard.references:
             if found := named(reference):
-                shown.setdefault(found.stem, []).append((found.number, Place(reference, 0, bytes_)))
+                shown.setdefault(found.stem, []).append((found.number, Place(reference, 0, rest[reference])))
         for number, member in enumerate(shard.members):
             size, *beside = shard.sizes[3 * number : 3 * number + 3]
             key = _join(shard.name, member)
             fault = "" if is_inside(key) else f"refused: the name {key[:200]!r} leads out of the source"
-            captions = Captions({}) if fault else self._captions(key, dict(zip(_BESIDE, beside, strict=True)))
+            written = {_join(shard.name, name): rest[name] for name in shouted.get(stem(member), [])}
+            written |= {_beside(key, one): size for one, size in zip(ENDINGS, beside, strict=True) if size >= 0}
+            captions = Captions({}) if fault else self._captions(written)
             safe = key.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
-            references, odd = in_order(shown.get(member.rpartition(".")[0], []))
+            references, odd = in_order(shown.get(stem(member), []))
             place = safe if fault else key, shard.name, member, 0, size
             yield RawSample(*place, captions.texts, fault or odd, captions.faults, references=references)
 
-    def _captions(self, image: str, beside: dict[str, int]) -> Captions:
+    def _captions(self, written: dict[str, int]) -> Captions:
+        """What stands in the files `written`, of so many bytes; of one split, the last counts."""
         found = Captions({})
-        for ending, size in beside.items():
-            if size >= 0:
-                try:
-                    found |= read_captions(ending, size, partial(self._all, _beside(image, ending), size))
-                except UnreadableError as error:
-                    found |= Captions({}, (f"{ending} caption: {error}",))
+        for name, size in written.items():
+            try:
+                found |= read_captions(ending(name.rpartition("/")[2]), size, partial(self._all, name, size))
+            except UnreadableError as error:
+                found |= Captions({}, (f"{ending(name)} caption: {error}",))
         return found
 
     def _all(self, name: str, size: int) -> bytes:
@@ -81,21 +99,24 @@ class RemoteFolder:
         return self._all(_join(shard, member), size)
 
 
-def _shard(folder: str, members: list[str], references: list[str], files: dict[str, File]) -> Shard:
+def _shard(
+    folder: str, members: list[str], references: list[str], captions: list[str], files: dict[str, File]
+) -> Shard:
     seen, sizes = hashlib.sha256(), []
     for member in members:
-        for name in (member, *(_beside(member, ending) for ending in _BESIDE)):
+        for name in (member, *(_beside(member, one) for one in ENDINGS)):
             file = files.get(name)
             sizes.append(file.size if file else -1)
             seen.update(repr((name, file and (file.size, file.stamp))).encode())
-    for name in references:
+    for name in (*references, *captions):
         sizes.append(files[name].size)
         seen.update(repr((name, files[name].size, files[name].stamp)).encode())
-    return Shard(folder, seen.hexdigest(), tuple(members), tuple(sizes), references=tuple(references))
+    what = tuple(members), tuple(sizes)
+    return Shard(folder, seen.hexdigest(), *what, references=tuple(references), captions=tuple(captions))
 
 
 def _beside(image: str, ending: str) -> str:
-    return f"{image.rpartition('.')[0]}.{ending}"
+    return f"{stem(image)}.{ending}"
 
 
 def _join(folder: str, member: str) -> str:

@@ -34,6 +34,7 @@ class Shard(NamedTuple):
     sizes: tuple[int, ...] = ()  # where asking again is dear: bytes of each member, its .txt and .json, -1 for none
     fault: str = ""  # why the whole piece must not be read
     references: tuple[str, ...] = ()  # what lies beside a folder's members; their bytes follow in `sizes`, if there
+    captions: tuple[str, ...] = ()  # and its captions whose endings have capitals; their bytes follow then
 
 
 @dataclass(frozen=True)

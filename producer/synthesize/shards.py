@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, model_validator
 
+from producer.disk import make_folder
 from producer.synthesize.sample import Sample
 
 
@@ -53,7 +54,7 @@ def write_shards(way: Way, count: int, config: ShardsConfig, *, keep: int = 0) -
 
     One picture is held at a time. A tar that is there with the same bytes is left alone, and with it what was scored.
     """
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_folder("shards.out", config.out)
     end = config.first + count
     for start in range(config.first, end, config.shard):
         numbers = range(start, min(start + config.shard, end))

@@ -48,6 +48,12 @@ def test_how_many_are_annotated_is_shown_where_annotations_join(capsys: pytest.C
     assert ["kept: annotated", "170", ""] in rows
 
 
+def test_captions_that_cannot_be_used_are_shown_where_their_samples_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    show(replace(FUNNEL, faulty=3, faulty_example="a/x: json cannot be read"))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["kept: faulty caption", "3"] in [row[:2] for row in rows]
+
+
 def test_names_are_data_and_neither_markup_nor_orders_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     show(replace(FUNNEL, example={"broken": "a/[red]x: \x1b[2J"}))
     out = capsys.readouterr().out

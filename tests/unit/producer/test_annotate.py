@@ -1,5 +1,6 @@
 """Annotation of a small index by a real server on the loopback: every sample is accounted for, and asked about once."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from producer.annotate.entry import fused_from
 from producer.annotate.prompt import ANNOTATE
 from producer.annotate.run import Funnel, Progress, annotate
 from producer.annotate.store import read_annotations
+from producer.disk import FolderError
 from producer.index import Index, IndexFormatError, write_generation
 from producer.lock import LockError, exclusive
 from producer.source.reader import SourceConfig
@@ -119,6 +121,43 @@ def test_what_never_becomes_usable_is_counted_kept_and_not_asked_again_unless_to
         mended = run(photos, chat, retry_failed=True)
     assert (mended.annotated, mended.before, mended.fused) == (WHOLE, 0, WHOLE)
     assert len(read_annotations(photos / "annotations", *SHARD)) == WHOLE
+
+
+@pytest.mark.parametrize("question", ["caption", "fused"])
+def test_answers_that_cannot_be_used_end_the_run_and_are_kept(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    def wrong(request: dict[str, Any]) -> Reply:
+        shown = has_picture(request)
+        return good(request) if shown and question == "fused" else Reply(completion("What a fine picture!"))
+
+    monkeypatch.setattr("producer.annotate.run._FEW", 4)
+    asked = {"caption": "a caption", "fused": "a fused caption"}[question]
+    said = rf"annotate\.max_failed: \d of \d answers to the question for {asked} cannot be used, more than 50\.0%; "
+    with serving(wrong) as chat:
+        with pytest.raises(AnnotateError, match=rf"{said}\d for no json \(photos/\d+: .*\); what was answered is kept"):
+            run(photos, chat, reasks=0, server={"concurrency": 1})
+        assert len(set(map(str, chat.requests))) == len(chat.requests) < WHOLE
+        # What has an answer is not asked about again, whatever the answer was.
+        whole = run(photos, chat, reasks=0, max_failed=1.0)
+        assert len(set(map(str, chat.requests))) == len(chat.requests)
+    assert adds_up(whole) and (whole.failed if question == "caption" else whole.fused_failed)["no json"] == WHOLE
+    with serving(good) as chat:
+        assert run(photos, chat, reasks=0, retry_failed=True).fused == WHOLE
+
+
+def test_a_share_of_unusable_answers_that_is_allowed_ends_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count(1)
+
+    def third(request: dict[str, Any]) -> Reply:
+        return Reply(completion("no")) if next(calls) % 3 == 0 else good(request)
+
+    monkeypatch.setattr("producer.annotate.run._FEW", 2)
+    with serving(third) as chat:
+        funnel = run(photos, chat, reasks=0, fuse=False, server={"concurrency": 1})
+    assert adds_up(funnel) and funnel.failed == {"no json": WHOLE // 3, "picture": 1}
 
 
 def test_what_got_no_answer_is_counted_and_asked_again_in_the_next_run(photos: Path) -> None:
@@ -241,12 +280,15 @@ def test_a_source_that_changed_is_not_captioned_as_if_it_had_not(photos: Path) -
 
 
 def test_wrong_settings_are_named_before_anybody_is_asked(photos: Path) -> None:
+    (photos / "a file").touch()
     source, index = SourceConfig(path=photos / "raw"), photos / "index"
     with pytest.raises(AnnotateError, match=r"nobody to ask: set annotate\.server\.url"):
         annotate(source, AnnotateConfig(), index)
-    with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere holds no readable config\.json"):
+    with pytest.raises(AnnotateError, match=r"annotate\.local\.model: .*nowhere does not exist; give"):
         annotate(source, AnnotateConfig.model_validate({"local": {"model": photos / "nowhere"}}), index)
     with serving(good) as chat:
+        with pytest.raises(FolderError, match=r"^annotate\.out: the folder .*a file/out cannot be made \(Not a dir"):
+            run(photos, chat, out=photos / "a file/out")
         with pytest.raises(IndexFormatError, match="holds no generation"):
             annotate(source, config(chat), photos / "nowhere")
         with exclusive(photos / "annotations" / ".lock", timeout_s=0), pytest.MonkeyPatch.context() as patch:

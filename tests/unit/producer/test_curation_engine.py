@@ -1,10 +1,12 @@
 """The engine of curation: rows of any number of shards in order, older generations first, failures counted, kills."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 import producer.curate as engine
 from producer.curate import CurateConfig, CurateError, curate
+from producer.disk import FolderError
 from producer.funnel import Funnel
 from producer.index import Index, write_generation
 from producer.older import Older
@@ -209,6 +212,34 @@ def test_a_full_disk_is_not_taken_for_a_damaged_source(tmp_path: Path, monkeypat
             run(source, tmp_path)
     assert "cannot be read" not in str(said.value)
     assert run(source, tmp_path).scored == 2
+
+
+def test_a_caption_that_cannot_be_used_is_counted_where_its_sample_stays(tmp_path: Path) -> None:
+    source = write(tmp_path / "raw", {name: (jpeg(name), f"a {name}") for name in NAMES}, "a.tar")
+    with tarfile.open(source / "a.tar", "a") as tar:
+        for name in NAMES[:2]:
+            info = tarfile.TarInfo(f"{name}.json")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"{"))
+    funnel = run(source, tmp_path)
+    assert (funnel.kept, funnel.faulty) == (5, 2)
+    assert funnel.faulty_example.startswith("a/astronaut: json cannot be read: Expecting property name")
+
+
+def test_folders_that_cannot_be_made_are_named_by_their_settings_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "raw")
+    (tmp_path / "file").touch()
+    said = r"the folder .*file/{} cannot be made \(Not a directory\); give one on a disk that can be written to"
+    with pytest.raises(FolderError, match=rf"^curate\.index: {said.format('index')}"):
+        run(source, tmp_path / "file")
+    with pytest.raises(FolderError, match=rf"^curate\.work: {said.format('work')}"):
+        run(source, tmp_path, work=tmp_path / "file/work")
+    monkeypatch.setattr("producer.disk.os.access", lambda path, _: Path(path).name != "index")
+    with pytest.raises(FolderError, match=r"^curate\.index: the folder .*index cannot be written to; give one"):
+        run(source, tmp_path)
+    assert not (tmp_path / "curate").exists()
 
 
 def test_an_operator_that_is_added_is_the_only_one_that_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from launch.config import build
+from producer.operator.entropy import Entropy
+from producer.operator.judgement import Picture
 from producer.operator.stage import OperatorsConfig, build_stage
 from producer.scoring import Job, fingerprint, read_scores, score_path, score_shard
 from producer.source.reader import SourceConfig, open_source
@@ -72,6 +74,28 @@ def test_an_exempt_source_is_scored_and_not_dropped(tmp_path: Path) -> None:
     spared = rows(joined(tmp_path, exempt=("entropy",)), tmp_path / "scores")["synthetic:a/flat"]
     assert strict["dropped_by"] == "entropy" and spared["kept"]
     assert spared["score.entropy"] == strict["score.entropy"] < 2 and spared["verdict.entropy"] is None
+
+
+def test_an_exempt_source_keeps_what_the_operator_raises_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Entropy.measure
+
+    def faulty(self: Entropy, picture: Picture) -> float:
+        if picture.grey.std() < 20:
+            raise ZeroDivisionError("of something flat")
+        return whole(self, picture)
+
+    monkeypatch.setattr(Entropy, "measure", faulty)
+    strict = rows(joined(tmp_path), tmp_path / "scores")["synthetic:a/flat"]
+    assert strict["reason"] == "failed: ZeroDivisionError: of something flat" and not strict["kept"]
+    source = joined(tmp_path, exempt=("entropy",))
+    spared = rows(source, tmp_path / "other")["synthetic:a/flat"]
+    assert spared["kept"] and (spared["score.entropy"], spared["verdict.entropy"]) == (None, None)
+    # Nor does it count against curate.max_failed.
+    for exempt, failed in ((("entropy",), {}), ((), {"entropy": 1})):
+        job = Job(source=joined(tmp_path, exempt=exempt), operators=OPERATORS, scores=tmp_path / "scores", batch=3)
+        shard = open_source(source).shards()[1]
+        said = score_shard({"shard": json.dumps(shard), "path": str(tmp_path / "b.parquet")}, job.model_dump_json())
+        assert json.loads(said["failed"]) == failed and bool(said["example"]) == bool(failed)
 
 
 def test_a_further_source_changes_no_key_and_no_score_file_of_the_first(tmp_path: Path) -> None:

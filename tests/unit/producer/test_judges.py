@@ -15,6 +15,7 @@ from producer.recipe import RecipeConfig, Threshold, select
 from producer.scoring import look, score_batch, score_schema
 from producer.scratch import MEMORY, Space
 from producer.source.reader import SourceConfig, open_source
+from producer.verdict import WholeError
 from tests.unit.producer.test_scoring import jpeg, lengths, write
 from tests.unit.producer.whole import decide
 
@@ -114,6 +115,38 @@ def test_a_sample_is_dropped_by_the_judge_of_its_last_caption(tmp_path: Path) ->
     assert found["bb"]["score.alike"] == [None] and found["bb"]["verdict.alike"] is None
     assert [found[key]["tag.letter"] for key in ("ab", "bb")] == ["a", "b"]
     assert found["ab"]["score.last"] == 0.0 and found["ac"]["score.last"] is None
+
+
+class NamedError(ValueError):
+    """Says which file is wrong."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ValueError("operands could not be broadcast"), r"^operators\.last: ValueError: operands could not"),
+        (MemoryError(), r"^operators\.last: MemoryError"),
+        (pa.ArrowInvalid("no such cast"), r"^operators\.last: ArrowInvalid: no such cast"),
+    ],
+)
+def test_an_error_in_an_operator_on_the_whole_set_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    def faulty(*_: object) -> Iterator[Judgements]:
+        raise raised
+
+    monkeypatch.setattr(Last, "judge_table", faulty)
+    with pytest.raises(WholeError, match=said):
+        curated(tmp_path)
+
+
+def test_an_error_with_a_name_of_its_own_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> Iterator[Judgements]:
+        raise NamedError("operators.last.file: no such file")
+
+    monkeypatch.setattr(Last, "judge_table", faulty)
+    with pytest.raises(NamedError, match=r"^operators\.last\.file: no such file"):
+        curated(tmp_path)
 
 
 def test_a_caption_that_fails_leaves_the_others_of_its_sample(tmp_path: Path) -> None:

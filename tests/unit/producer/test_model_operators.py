@@ -264,8 +264,11 @@ def test_without_their_models_the_operators_are_off_and_say_what_to_set(folder: 
         "siglip": "no model: set operators.siglip.model to a folder with a SigLIP 2",
         "aesthetic": "no encoder: set operators.aesthetic.model to the folder of the encoder that the head was trained "
         "with",
-        "watermark": "no head: set operators.watermark.head to a folder",
+        "watermark": "no head and no encoder: set operators.watermark.head to a folder and operators.watermark.model "
+        "to the folder of the encoder that the head was trained with",
     }
+    seen = OperatorsConfig.model_validate({"aesthetic": {"model": folder}})
+    assert build_stage(seen).off["aesthetic"] == "no head: set operators.aesthetic.head to a folder"
     assert describe(off, stage)["siglip"] == {"off": stage.off["siglip"], "of": "captions"}
     assert not runs_models(off)
     assert runs_models(OperatorsConfig.model_validate({"siglip": {"model": folder / "siglip"}}))
@@ -306,12 +309,18 @@ def _index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: shutil.rmtree(folder), r"holds no readable config\.json"),
+        (lambda folder: shutil.rmtree(folder), "model does not exist; give the folder"),
+        (lambda folder: shutil.rmtree(folder) or folder.write_text("?"), "model is no folder; give the folder"),
+        (lambda folder: (folder / "config.json").unlink(), r"holds no readable config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), r"holds no readable config\.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json that is no object"),
         (
             lambda folder: (folder / "config.json").write_text('{"architectures": ["BertModel"]}'),
             r"holds \['BertModel'\], not a SiglipModel or a Siglip2Model",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"architectures": ["FooSiglipModel"]}'),
+            r"holds \['FooSiglipModel'\], not a SiglipModel or a Siglip2Model",
         ),
         (lambda folder: (folder / "config.json").write_text('{"architectures": 5}'), "holds 5, not a SiglipModel"),
         (
@@ -350,7 +359,7 @@ def test_weights_that_a_class_has_and_its_files_lack_are_never_drawn_by_chance(f
 def test_an_encoder_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"chinese_clip\.model: .*holds \['SiglipModel'\], not a ChineseCLIPModel"):
         build_stage(OperatorsConfig(chinese_clip=ChineseClipConfig(model=folder / "siglip")))
-    with pytest.raises(ModelError, match=r"embedding\.model: .*nowhere holds no readable config"):
+    with pytest.raises(ModelError, match=r"embedding\.model: .*nowhere does not exist"):
         build_stage(OperatorsConfig(embedding=EmbeddingConfig(model=folder / "nowhere")))
 
 

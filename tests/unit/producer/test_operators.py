@@ -178,7 +178,7 @@ def test_the_unsafe_labels_and_the_bound_are_settings(classifier: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "nowhere"}, "holds no readable config.json"),
+        ({"model": "nowhere"}, "operators.nsfw.model: .*nowhere does not exist"),
         ({"model": "other"}, r"holds \['BertModel'\], not a ForImageClassification"),
         ({"model": "listed"}, "operators.nsfw.model: .* names no labels by number in id2label"),
         ({"unsafe": ("porn",)}, r"operators.nsfw.unsafe: \['porn'\]; .* knows \['normal', 'nsfw', 'violent'\]"),

@@ -16,7 +16,9 @@ from skimage import data
 
 from producer.source.folder import Folder
 from producer.source.reader import SourceConfig, open_source
-from producer.source.shard import RawSample, Reader, SourceError, is_inside
+from producer.source.remote import FsspecStore, RemoteConfig
+from producer.source.remote_folder import RemoteFolder
+from producer.source.shard import RawSample, Reader, Shard, SourceError, is_inside
 from producer.source.store import LocalStore
 from producer.source.tars import DamageError, Tars, list_members
 
@@ -255,6 +257,67 @@ def test_a_users_folder_is_read_with_the_captions_beside_the_images(tmp_path: Pa
         "pets/silent.webp": {},
     }
     assert all(reader.read(s.shard, s.member, s.offset, s.size) == jpeg() for s in found.values())
+
+
+ODD: Members = [
+    ("cat.jpg", b"image"),
+    ("cat.TXT", b"A cat."),
+    ("dog.JPG", b"image"),
+    ("dog.Json", b'{"captions": {"recaption": "A dog."}}'),
+    ("dog.txt", b"Dog."),
+    ("cow.jpg", b"image"),
+    ("cow.TXT", b"In capitals."),
+    ("cow.txt", b"In small letters."),
+    ("flag.svg", b"<svg/>"),
+    ("flag.txt", b"A flag that nobody decodes."),
+    ("map.HEIC", b"heic"),
+    ("map.json", b"{}"),
+    ("map.TXT", b"A map."),
+    ("lost.txt", b"A caption whose picture is gone."),
+    ("list.json", b"[]"),
+    ("notes.md", b"nothing"),
+    (".hidden.txt", b"nothing"),
+]
+
+
+def folder_with(path: Path, members: Members, kind: str) -> Reader:
+    for name, content in members:
+        path.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
+    if kind == "near":
+        return Folder(path)
+    return RemoteFolder(FsspecStore(f"file://{path}", RemoteConfig(schemes=("file",))))
+
+
+@pytest.mark.parametrize("kind", ["near", "far"])
+def test_captions_are_found_whatever_their_case_and_those_without_an_image_are_counted(
+    tmp_path: Path, kind: str
+) -> None:
+    reader = folder_with(tmp_path / "in", ODD, kind)
+    found = read_all(reader)
+    assert {key: sample.captions for key, sample in found.items() if not sample.fault} == {
+        "cat.jpg": {"raw": "A cat."},
+        "dog.JPG": {"raw": "Dog.", "recaption": "A dog."},
+        "cow.jpg": {"raw": "In small letters."},
+    }
+    faults = {key: sample.fault for key, sample in found.items() if sample.fault}
+    assert list(faults) == ["flag.txt", "lost.txt", "map.TXT"]
+    assert set(faults.values()) == {
+        "no image of this name beside it; known are avif, bmp, gif, jpeg, jpg, png, tif, tiff, webp"
+    }
+    # As tasks get them.
+    again = [Shard(*json.loads(json.dumps(shard))) for shard in reader.shards()]
+    assert [sample.key for shard in again for sample in reader.samples(shard)] == list(found)
+
+
+@pytest.mark.parametrize("kind", ["near", "far"])
+def test_a_shard_is_another_one_where_a_caption_in_capitals_changed_and_only_there(tmp_path: Path, kind: str) -> None:
+    plain = [(name, content) for name, content in ODD if name in ("cat.jpg", "dog.JPG", "dog.txt")]
+    stamps = []
+    for members in (plain, [("list.json", b"{}")], [("cat.TXT", b"A cat.")], [("cat.TXT", b"Another cat.")]):
+        (shard,) = folder_with(tmp_path / "in", members, kind).shards()
+        stamps.append(shard.stamp)
+    assert stamps[0] == stamps[1] and len(set(stamps)) == 3
 
 
 def test_odd_files_of_a_folder_are_counted_and_never_waited_for(tmp_path: Path) -> None:
