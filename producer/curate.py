@@ -62,6 +62,8 @@ class CurateConfig(BaseModel, frozen=True, strict=True, extra="forbid"):
     gpus: float | None = Field(default=None, ge=0)
     batch: int = Field(default=16, ge=1)  # samples that operators see at a time, decoded at 512 pixels
     object_store_mb: int = Field(default=256, ge=80)  # of a local Ray; only file names travel through it
+    # Reading a picture, or an operator on a batch, that takes longer ends its process; who does so twice is left out.
+    hang_s: float = Field(default=600.0, gt=0)
     stall_s: float = Field(default=900.0, gt=0)  # with nothing finished for so long, no batch of a shard, the run ends
     max_broken: float = Field(default=0.5, gt=0, le=1)  # share of a source without a readable picture; above, an error
     max_failed: float = Field(
@@ -211,7 +213,13 @@ def _check_exempt(source: SourceConfig, stage: Stage) -> None:
 def _job(source: SourceConfig, config: CurateConfig, operators: OperatorsConfig) -> Job:
     """With absolute paths: tasks run in folders of Ray's choice."""
     scores = config.scores.absolute() / "scores"
-    return Job(source=source.absolute(), operators=absolute(operators), scores=scores, batch=config.batch)
+    return Job(
+        source=source.absolute(),
+        operators=absolute(operators),
+        scores=scores,
+        batch=config.batch,
+        hang_s=config.hang_s,
+    )
 
 
 def _score_missing(

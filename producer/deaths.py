@@ -5,6 +5,7 @@ Beside the score file one small file says where the process is, another where ea
 again whose process ended, without limit; the new one finds both, and asks more carefully where the last one ended.
 """
 
+import faulthandler
 import json
 import os
 from collections import Counter
@@ -14,14 +15,18 @@ from pathlib import Path
 
 # Once may be the machine's end, or memory that others took.
 ENOUGH = 2
+_STDERR = 2  # where the stacks of a process that hangs go
 _SIZE = 256  # bytes of the file that says where we are: written whole each time
 
 
 class Deaths:
     """Of the processes that worked at the score file `path`; without one nothing is known, and nothing written."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """OSError where the folder takes no file."""
+    def __init__(self, path: Path | None = None, hang_s: float = 0.0) -> None:
+        """What takes more than `hang_s` seconds ends this process; 0: nothing does. OSError where the folder takes no
+        file.
+        """
+        self._hang_s = hang_s
         self._before: Counter[tuple[str, int, int]] = Counter()
         self._here: int | None = None
         if path is None:
@@ -48,9 +53,14 @@ class Deaths:
             return
         # It outlives the process, not the machine: then it was not the operator.
         os.pwrite(self._here, json.dumps([name, first, number]).ljust(_SIZE).encode(), 0)
+        if self._hang_s:
+            # A thread of its own, which needs no lock of Python's: native code may hold that while it hangs.
+            faulthandler.dump_traceback_later(self._hang_s, exit=True, file=_STDERR)
         try:
             yield
         finally:
+            if self._hang_s:
+                faulthandler.cancel_dump_traceback_later()
             os.pwrite(self._here, b" " * _SIZE, 0)
 
     def close(self, *, forget: bool) -> None:

@@ -69,6 +69,7 @@ class Job(BaseModel, frozen=True, strict=True, extra="forbid"):
     operators: OperatorsConfig
     scores: Path  # folder of score files
     batch: int  # samples that operators see at a time
+    hang_s: float = 0.0  # as curate.hang_s; 0: no limit
 
 
 def score_path(job: Job, shard: Shard, fingerprint: str) -> Path:
@@ -165,11 +166,11 @@ def _score(reader: Reader, shard: Shard, stage: Stage, job: Job, path: Path) -> 
     known = _known(job, path, stage, by)
     missing = [name for name in by if name not in known]
     if missing:
-        fresh = _ask(reader, shard, stage.only(missing), job.batch, path)
+        fresh = _ask(reader, shard, stage.only(missing), job, path)
         for name in known:
             # Of a shard with this name and stamp; still, a column of another length would be misread.
             if known[name].num_rows != fresh.num_rows:
-                fresh, known = _ask(reader, shard, stage, job.batch, path), {}
+                fresh, known = _ask(reader, shard, stage, job, path), {}
                 break
     columns = {name: fresh[name] for name in fresh.column_names} if missing else {}
     for table in known.values():
@@ -207,12 +208,12 @@ def _owner(column: str) -> str:
     return name if kind in ("score", "note", "failed", "tag") else ""
 
 
-def _ask(reader: Reader, shard: Shard, stage: Stage, batch: int, path: Path) -> pa.Table:
+def _ask(reader: Reader, shard: Shard, stage: Stage, job: Job, path: Path) -> pa.Table:
     rows: list[dict[str, Any]] = []
     found = reader.samples(shard)
-    deaths, whole = Deaths(path), False
+    deaths, whole = Deaths(path, job.hang_s), False
     try:
-        while raw := list(islice(found, batch)):
+        while raw := list(islice(found, job.batch)):
             rows += score_batch(reader, raw, stage, deaths, len(rows))
         whole = True
     finally:

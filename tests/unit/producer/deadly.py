@@ -1,5 +1,9 @@
-"""Scores a shard where an operator ends its process, or reading does: `python deadly.py JOB ROW OPERATOR KEY`."""
+"""Scores a shard where an operator ends its process, or reading does: `python deadly.py JOB ROW OPERATOR KEY HOW`.
 
+HOW is kill, or hang: native code that waits and keeps Python's lock, as one with an endless loop does.
+"""
+
+import ctypes
 import json
 import os
 import signal
@@ -13,15 +17,21 @@ from producer.operator.judgement import Sample, Score
 _score, _look = FileSize.score, scoring.look
 
 
+def _end() -> None:
+    if sys.argv[5] == "hang":
+        ctypes.PyDLL(None).sleep(60)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _deadly_score(self: FileSize, samples: Sequence[Sample]) -> list[Score]:
     if any(one.raw.key == sys.argv[4] for one in samples):
-        os.kill(os.getpid(), signal.SIGKILL)
+        _end()
     return _score(self, samples)
 
 
 def _deadly_look(reader, raw, stage):  # type: ignore[no-untyped-def]
     if raw.key == sys.argv[4] and not raw.fault:
-        os.kill(os.getpid(), signal.SIGKILL)
+        _end()
     return _look(reader, raw, stage)
 
 

@@ -16,6 +16,7 @@ from tests.unit.producer import deadly
 from tests.unit.producer.test_scoring import jpeg, write
 
 ROOT = Path(__file__).parents[3]
+HANG_S = 8.0  # long for what is asked here
 NAMES = ("astronaut", "coffee", "rocket", "chelsea", "moon")
 
 
@@ -25,14 +26,14 @@ def job(folder: Path, scores: str) -> tuple[Job, dict[str, str]]:
     if not (folder / "raw").exists():
         write(folder / "raw", {name: (jpeg(name), f"a {name}") for name in NAMES}, "a.tar")
     (shard,) = open_source(source).shards()
-    made = Job(source=source, operators=OperatorsConfig(), scores=folder / scores, batch=3)
+    made = Job(source=source, operators=OperatorsConfig(), scores=folder / scores, batch=3, hang_s=HANG_S)
     return made, {"shard": json.dumps(shard), "path": str(folder / scores / "f" / "a.parquet")}
 
 
-@pytest.mark.parametrize("what", ["file_size", "reading it"])
-def test_a_sample_that_ends_two_processes_is_left_to_the_third(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(("what", "how"), [("file_size", "kill"), ("reading it", "kill"), ("reading it", "hang")])
+def test_a_sample_that_ends_two_processes_is_left_to_the_third(tmp_path: Path, what: str, how: str) -> None:
     made, row = job(tmp_path, "deadly")
-    line = [sys.executable, deadly.__file__, made.model_dump_json(), json.dumps(row), what, "a/coffee"]
+    line = [sys.executable, deadly.__file__, made.model_dump_json(), json.dumps(row), what, "a/coffee", how]
     codes, told = [], ""
     # Reading is noted sample by sample; the operator is asked about its batch first.
     for _ in range(4 if what == "file_size" else 3):
@@ -41,7 +42,8 @@ def test_a_sample_that_ends_two_processes_is_left_to_the_third(tmp_path: Path, w
         )
         codes.append(done.returncode)
         told = done.stdout
-    assert codes == [-signal.SIGKILL] * (len(codes) - 1) + [0], done.stderr[-2000:]
+    ended = 1 if how == "hang" else -signal.SIGKILL
+    assert codes == [ended] * (len(codes) - 1) + [0], done.stderr[-2000:]
     assert json.loads(told)["error"] == ""
     assert [path.name for path in Path(row["path"]).parent.iterdir()] == ["a.parquet"], "files of deaths are left"
 
