@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 
-from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, is_inside
+from producer.source.shard import IMAGE_ENDINGS, RawSample, Shard, inside, is_inside
 
 ENDINGS = ("txt", "json")
 _WITHOUT = f"no image of this name beside it; known are {', '.join(sorted(IMAGE_ENDINGS))}"
@@ -64,7 +64,7 @@ def counted(shard: Shard) -> Iterator[RawSample]:
     """An entry for each caption of a shard of `lone`, so that the loss is counted."""
     for member in shard.members:
         key = member if shard.name == "." else f"{shard.name}/{member}"
-        safe = key if is_inside(key) else key.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+        safe = key if is_inside(key) else inside(key)
         yield RawSample(safe, shard.name, "", 0, 0, {}, _WITHOUT)
 
 

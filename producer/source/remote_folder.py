@@ -22,7 +22,16 @@ from producer.source.caption import Captions, read_captions
 from producer.source.folder import PIECE
 from producer.source.references import apart, in_order, named
 from producer.source.remote import RemoteStore
-from producer.source.shard import IMAGE_ENDINGS, Place, RawSample, Shard, SourceError, UnreadableError, is_inside
+from producer.source.shard import (
+    IMAGE_ENDINGS,
+    Place,
+    RawSample,
+    Shard,
+    SourceError,
+    UnreadableError,
+    inside,
+    is_inside,
+)
 from producer.source.store import File
 
 
@@ -73,9 +82,8 @@ class RemoteFolder:
             written = {_join(shard.name, name): rest[name] for name in shouted.get(stem(member), [])}
             written |= {_beside(key, one): size for one, size in zip(ENDINGS, beside, strict=True) if size >= 0}
             captions = Captions({}) if fault else self._captions(written)
-            safe = key.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
             references, odd = in_order(shown.get(stem(member), []))
-            place = safe if fault else key, shard.name, member, 0, size
+            place = inside(key) if fault else key, shard.name, member, 0, size
             yield RawSample(*place, captions.texts, fault or odd, captions.faults, references=references)
 
     def _captions(self, written: dict[str, int]) -> Captions:

@@ -75,6 +75,11 @@ def is_inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
+def inside(name: str) -> str:
+    """`name`, which leads out of the source, spelt so that it does not: for a key."""
+    return name.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+
+
 def is_text(name: str) -> bool:
     """Whether a file's name can be written as UTF-8, as every column of the index must."""
     try:
@@ -86,5 +91,5 @@ def is_text(name: str) -> bool:
 
 def refused(shard: Shard) -> RawSample:
     """The one entry of a shard that must not be opened, so that the loss is counted."""
-    key = shard.name.replace("\0", "%00").replace("..", "%2E%2E").strip("/") or "%2F"
+    key = inside(shard.name).rstrip("/") or "%2F"
     return RawSample(f"{key}/(refused)", shard.name, "", 0, 0, {}, shard.fault)

@@ -17,6 +17,7 @@ from producer.source.shard import (
     Shard,
     SourceError,
     UnreadableError,
+    inside,
     is_inside,
     refused,
 )
@@ -180,7 +181,7 @@ def _refusal(name: str, header: tarfile.TarInfo, extended: dict[str, str]) -> st
 def _safe(name: str) -> str:
     # Its end says what it holds.
     short = name if len(name) <= _MAX_NAME else name[:100] + name[-100:]
-    return short.replace("\0", "%00").replace("..", "%2E%2E").lstrip("/")
+    return inside(short)
 
 
 def _stem(name: str) -> str:
