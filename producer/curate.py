@@ -24,7 +24,6 @@ from pydantic import BaseModel, Field
 
 from producer.annotate.join import Annotations
 from producer.deaths import at_work
-from producer.disk import make_folder
 from producer.funnel import Funnel, Tally
 from producer.index import new_generation
 from producer.judging import judge
@@ -32,6 +31,7 @@ from producer.lock import exclusive
 from producer.older import Older
 from producer.operator.broken import Broken
 from producer.operator.stage import OPT_IN, OperatorsConfig, Stage, absolute, build_stage, describe, runs_models
+from producer.output_folder import make_folder
 from producer.patience import rows_of, within
 from producer.runs import Run, read_in_order, write_run
 from producer.scoring import Job, ShardScorer, count_failed, fingerprint, read_scores, score_path, score_shard
@@ -103,7 +103,7 @@ def curate(
 
     Captions are measured by the tokenizer in the folder `tokenizer`; the buckets of `resolutions` and `aspects` are
     only counted. Raises CurateError, AnnotateError, SourceError, ModelError, TokenizerError,
-    FolderError, LockError or ClusterError.
+    FolderError, StallError, LockError or ClusterError.
     """
     annotations = Annotations(config.annotations, source)
     stage = build_stage(operators, annotations.tags)

@@ -16,10 +16,10 @@ from producer.annotate.course import Batch, Row, Step
 from producer.annotate.entry import Entry, Failure, fused_from
 from producer.annotate.prompt import ANNOTATE, FUSE, language
 from producer.annotate.store import CAPTION, FUSED, Shelf, open_shelf
-from producer.disk import make_folder
 from producer.index import Index
 from producer.lock import exclusive
 from producer.operator.caption import Caption
+from producer.output_folder import make_folder
 from producer.source.reader import SourceConfig
 
 _LOCK_TIMEOUT_S = 10.0

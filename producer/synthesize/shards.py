@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, model_validator
 
-from producer.disk import make_folder
+from producer.output_folder import make_folder
 from producer.synthesize.sample import Sample
 
 

@@ -23,9 +23,9 @@ from producer.annotate.entry import fused_from
 from producer.annotate.prompt import ANNOTATE
 from producer.annotate.run import Funnel, Progress, annotate
 from producer.annotate.store import read_annotations
-from producer.disk import FolderError
 from producer.index import Index, IndexFormatError, write_generation
 from producer.lock import LockError, exclusive
+from producer.output_folder import FolderError
 from producer.source.reader import SourceConfig
 from tests.unit.producer.chat import FINDINGS, FUSED, Chat, Reply, completion, good, has_picture, serving
 from tests.unit.producer.photos import BROKEN, ROWS, captions, make_photos

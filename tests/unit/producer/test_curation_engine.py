@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 import producer.curate as engine
 from producer.curate import CurateConfig, CurateError, curate
-from producer.disk import FolderError
 from producer.funnel import Funnel
 from producer.index import Index, write_generation
 from producer.older import Older
@@ -27,6 +26,7 @@ from producer.operator.clarity import Clarity
 from producer.operator.file_size import FileSize
 from producer.operator.judgement import Sample, Score
 from producer.operator.stage import OperatorsConfig
+from producer.output_folder import FolderError
 from producer.runs import read_in_order, write_run
 from producer.scoring import Job, _opened, score_shard
 from producer.source.reader import SourceConfig
