@@ -253,7 +253,8 @@ class Whole:
             columns["captions"], columns[f"score.{name}"] = crowd.captions(start // ROW_GROUP, columns["captions"])
         for name, said in self._said.items():
             score, verdict = np.asarray(said.score[rows]), np.asarray(said.verdict[rows])
-            dropped, reasons = pa.array(verdict == 0), said.reasons(rows, verdict == 0)
+            gone = verdict == 0
+            dropped, reasons = pa.array(gone), said.reasons(rows, gone)
             if name not in self._crowds:
                 columns[f"score.{name}"] = pa.array(score, mask=np.isnan(score))
             columns[f"verdict.{name}"] = pa.array(verdict == 1, mask=verdict < 0)
@@ -302,10 +303,8 @@ def _named(name: str) -> Iterator[None]:
     """An error inside names the operator; those that say more about themselves stay as they are."""
     try:
         yield
-    except _UNNAMED as error:
-        raise WholeError(f"operators.{name}: {what_failed(error)}") from error
-    except ValueError as error:
-        # One with a name of its own says which setting or file is wrong.
-        if type(error) is not ValueError:
+    except (*_UNNAMED, ValueError) as error:
+        # Another ValueError with a name of its own says which setting or file is wrong.
+        if not isinstance(error, _UNNAMED) and type(error) is not ValueError:
             raise
         raise WholeError(f"operators.{name}: {what_failed(error)}") from error

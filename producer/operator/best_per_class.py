@@ -58,11 +58,13 @@ class BestPerClass:
                 yield Judgements(*none, pa.array([""] * part.num_rows, pa.string()))
             return
         classes, of = _classes(table[self.needs[0]], space)
-        sizes = sum(np.bincount(of[part], minlength=len(classes)) for part in pieces(len(of)))
+        sizes = np.zeros(len(classes), np.int64)
+        for part in pieces(len(of)):
+            sizes += np.bincount(of[part], minlength=len(classes))
         product = space.filled(len(of), np.float64, 1)
         for score in judged.values():
-            _multiply(product, score, of, np.asarray(sizes), space)
-        yield from self._keep(product, of, np.asarray(sizes), space, classes, " and ".join(judged))
+            _multiply(product, score, of, sizes, space)
+        yield from self._keep(product, of, sizes, space, classes, " and ".join(judged))
 
     def _judged(self, table: pa.Table, space: Space) -> dict[str, np.ndarray]:
         """The scores to rank by; those that know nothing of any row are left out."""
